@@ -1,0 +1,1 @@
+"""How players, model servers and the cloud behave, in virtual and in real time."""

@@ -1,0 +1,1 @@
+"""The SDK for game services and the gamekeeper command line."""

@@ -1,0 +1,1 @@
+"""How every Gamekeeper service runs: settings, server, channels, errors, streams, telemetry."""

@@ -1,0 +1,1 @@
+"""Each request to the right tier and model server, never lost silently."""

@@ -1,0 +1,1 @@
+"""How many GPUs each tier needs, getting them, and saying why."""

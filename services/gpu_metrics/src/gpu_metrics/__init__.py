@@ -1,0 +1,1 @@
+"""What every GPU and model server is doing, now, streamed."""

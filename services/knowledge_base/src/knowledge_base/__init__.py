@@ -1,0 +1,1 @@
+"""The lasting memory of the storyteller: PostgreSQL, pgvector and BM25."""
