@@ -1,0 +1,1 @@
+"""What stands around every call a server handles; the order is in `servicekit.server`."""

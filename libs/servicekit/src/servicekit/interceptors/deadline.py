@@ -1,0 +1,50 @@
+"""Gives every call a deadline: the caller's, or the longest its method allows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from servicekit.errors import DeadlineExceeded, Unavailable
+from servicekit.interceptors.call import Call
+from servicekit.method_policies import DeadlineClass
+
+__all__ = ["DeadlineInterceptor", "StreamExpired"]
+
+
+class StreamExpired(Unavailable):
+    """A subscription reached its greatest age; the client resumes where it was."""
+
+    reason = "STREAM_EXPIRED"
+    default_retry_after_seconds = 0.0
+
+
+class DeadlineInterceptor:
+    """Refuses expired calls and ends those that outlast their deadline class."""
+
+    @asynccontextmanager
+    async def around(self, call: Call) -> AsyncIterator[None]:
+        """Runs the call within its deadline."""
+        if call.declaration is None:
+            yield
+            return
+        remaining = call.context.time_remaining()
+        if remaining is not None and remaining <= 0:
+            raise DeadlineExceeded("The deadline had passed before the call arrived.")
+        longest = call.declaration.deadline_seconds
+        if remaining is not None and remaining <= longest:
+            # gRPC itself cancels the handler at the caller's own deadline.
+            yield
+            return
+        try:
+            async with asyncio.timeout(longest):
+                yield
+        except TimeoutError:
+            if call.declaration.deadline_class is DeadlineClass.STREAM:
+                raise StreamExpired(
+                    f"The stream reached its greatest age of {longest:.0f} s; resume it."
+                ) from None
+            raise DeadlineExceeded(
+                f"The call took longer than the {longest:.0f} s its method allows; set a deadline."
+            ) from None

@@ -1,0 +1,270 @@
+"""PostgreSQL for the services that keep state: pool, migrations, named SQL, errors.
+
+Needs the `postgres` extra (asyncpg).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import asyncpg
+import structlog
+
+from servicekit.errors import Unavailable
+
+__all__ = [
+    "DatabaseAway",
+    "Migration",
+    "MigrationMismatch",
+    "Queries",
+    "database_errors",
+    "load_queries",
+    "migrate",
+    "open_pool",
+]
+
+log = structlog.get_logger(__name__)
+
+_NAME_LINE = re.compile(r"^-- name: (?P<name>[a-z][a-z0-9_]*)\s*$", re.MULTILINE)
+_MIGRATION_FILE = re.compile(r"^(?P<number>\d{4})_(?P<name>[a-z0-9_]+)\.sql$")
+_RETRY_AFTER_SECONDS = 1.0
+
+# SQLSTATE classes: 08 connection, 53 insufficient resources, 57P operator intervention (shutdown,
+# crash, starting up); PostgreSQL documentation, appendix A.
+_AWAY_CLASSES = ("08", "53", "57P")
+
+
+class DatabaseAway(Unavailable):
+    """The database cannot be reached or does not answer in time."""
+
+    reason = "DATABASE_UNAVAILABLE"
+
+
+class MigrationMismatch(Exception):
+    """A migration that was applied no longer reads as it did, or one is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One migration file."""
+
+    number: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the file's text, in hexadecimal."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+class Queries:
+    """SQL statements by the names written above them."""
+
+    def __init__(self, statements: Mapping[str, str]) -> None:
+        self._statements = dict(statements)
+
+    def __getattr__(self, name: str) -> str:
+        try:
+            return self._statements[name]
+        except KeyError:
+            raise AttributeError(f"no SQL statement is named {name!r}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._statements)
+
+
+def load_queries(package: str, filename: str = "queries.sql") -> Queries:
+    """Returns the statements of a package's `.sql` file, each under a line `-- name: …`.
+
+    Raises:
+        ValueError: when two statements share a name, or a name has none.
+    """
+    text = resources.files(package).joinpath(filename).read_text(encoding="utf-8")
+    statements: dict[str, str] = {}
+    matches = list(_NAME_LINE.finditer(text))
+    for match, following in zip(matches, [*matches[1:], None], strict=True):
+        body = text[match.end() : following.start() if following else None].strip()
+        name = match["name"]
+        if name in statements or not body:
+            raise ValueError(f"{filename}: {name!r} is there twice or is empty")
+        statements[name] = body
+    return Queries(statements)
+
+
+@asynccontextmanager
+async def open_pool(
+    url: str,
+    *,
+    application_name: str,
+    minimum: int = 1,
+    maximum: int = 8,
+    command_timeout_seconds: float = 10.0,
+    setup: Callable[[Any], Awaitable[None]] | None = None,
+    init: Callable[[Any], Awaitable[None]] | None = None,
+) -> AsyncIterator[asyncpg.Pool]:
+    """Opens a connection pool and closes it at the end, forcibly after a few seconds.
+
+    The pool opens connections when they are needed, so it starts although the database is away, and
+    recovers by itself.
+
+    Args:
+        url: `postgresql://user:password@host:port/database`.
+        application_name: shown in pg_stat_activity.
+        minimum: connections opened at once when `minimum` > 0 and the database answers.
+        maximum: most connections.
+        command_timeout_seconds: longest statement, enforced on both sides.
+        setup: run whenever a connection is taken from the pool.
+        init: run once for a new connection, for example to register types.
+    """
+    pool = asyncpg.create_pool(
+        url,
+        min_size=0,
+        max_size=maximum,
+        timeout=5.0,
+        command_timeout=command_timeout_seconds,
+        max_inactive_connection_lifetime=300.0,
+        setup=setup,
+        init=init,
+        server_settings={
+            "application_name": application_name,
+            "statement_timeout": str(round(command_timeout_seconds * 1000)),
+        },
+    )
+    await pool
+    try:
+        if minimum:
+            try:
+                async with pool.acquire(timeout=5.0):
+                    pass
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                log.warning("database_away_at_start", application=application_name)
+        yield pool
+    finally:
+        pool.terminate()
+
+
+@contextmanager
+def database_errors() -> Iterator[None]:
+    """Turns failures to reach the database into DatabaseAway; other errors pass.
+
+    Raises:
+        DatabaseAway: the connection failed or was lost, the server shuts down or starts up, has no
+            resources left, or did not answer in time.
+    """
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if isinstance(error, asyncpg.QueryCanceledError) or (
+            error.sqlstate and error.sqlstate.startswith(_AWAY_CLASSES)
+        ):
+            raise _away() from error
+        raise
+    except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        raise _away() from error
+
+
+def _away() -> DatabaseAway:
+    return DatabaseAway(
+        "The database cannot be reached; try again in a moment.",
+        retry_after_seconds=_RETRY_AFTER_SECONDS,
+    )
+
+
+async def migrate(
+    connection: asyncpg.Connection,
+    package: str,
+    *,
+    schema: str,
+    substitutions: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Applies a package's `migrations/NNNN_name.sql` files that are not applied yet, in order.
+
+    Each runs in a transaction of its own together with its entry in `<schema>.schema_migrations`,
+    so a crash leaves whole migrations only. An advisory lock lets one migrator work at a time.
+
+    Args:
+        connection: as the owner of the schema.
+        package: holds the folder `migrations`.
+        schema: where the service's tables live; made when it is missing.
+        substitutions: replaces `{{name}}` in the files; values must be plain identifiers.
+
+    Returns:
+        the names of the migrations applied now.
+
+    Raises:
+        MigrationMismatch: when an applied migration was changed or is missing.
+        ValueError: when a substitution is not an identifier.
+    """
+    substitutions = dict(substitutions or {})
+    for value in (schema, *substitutions.values()):
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value):
+            raise ValueError(f"{value!r} is not a plain lower-case SQL identifier")
+    migrations = _migrations(package)
+    lock = int.from_bytes(hashlib.sha256(schema.encode()).digest()[:8], "big", signed=True)
+    await connection.execute("SELECT pg_advisory_lock($1)", lock)
+    try:
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+        await connection.execute(
+            f"CREATE TABLE IF NOT EXISTS {schema}.schema_migrations ("
+            "number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,"
+            " apply_time timestamptz NOT NULL DEFAULT now())"
+        )
+        rows = await connection.fetch(
+            f"SELECT number, sha256 FROM {schema}.schema_migrations ORDER BY number"  # noqa: S608  # schema is checked above
+        )
+        applied = {row["number"]: row["sha256"] for row in rows}
+        _check_applied(applied, migrations)
+        done = []
+        for migration in migrations:
+            if migration.number in applied:
+                continue
+            sql = migration.sql
+            for name, value in substitutions.items():
+                sql = sql.replace("{{" + name + "}}", value)
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL search_path TO {schema}, public")
+                await connection.execute(sql)
+                await connection.execute(
+                    f"INSERT INTO {schema}.schema_migrations (number, name, sha256)"  # noqa: S608  # as above
+                    " VALUES ($1, $2, $3)",
+                    migration.number,
+                    migration.name,
+                    migration.sha256,
+                )
+            log.info("migration_applied", schema=schema, migration=migration.name)
+            done.append(migration.name)
+        return done
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock($1)", lock)
+
+
+def _migrations(package: str) -> list[Migration]:
+    found = []
+    for entry in resources.files(package).joinpath("migrations").iterdir():
+        match = _MIGRATION_FILE.match(entry.name)
+        if match:
+            found.append(
+                Migration(int(match["number"]), entry.name[:-4], entry.read_text(encoding="utf-8"))
+            )
+    return sorted(found, key=lambda migration: migration.number)
+
+
+def _check_applied(applied: Mapping[int, str], migrations: list[Migration]) -> None:
+    known = {migration.number: migration for migration in migrations}
+    for number, sha256 in applied.items():
+        if number not in known:
+            raise MigrationMismatch(
+                f"migration {number:04d} was applied to this database but is not in this version; "
+                "use a newer version of the service"
+            )
+        if known[number].sha256 != sha256:
+            raise MigrationMismatch(
+                f"migration {known[number].name} was changed after it was applied; add a new one"
+            )

@@ -1,0 +1,204 @@
+"""Starts a service the same way everywhere: settings, logs, event loop, signals, server, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import structlog
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from servicekit.clock import Clock, SystemClock
+from servicekit.server import RpcServer, ServerSettings, ServiceRegistration
+from servicekit.settings import SettingsError, describe_settings, load_settings
+from servicekit.telemetry import Telemetry, TelemetrySettings, configure_logging
+
+__all__ = ["ServiceRuntime", "run_service"]
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+S = TypeVar("S")
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ServiceRuntime:
+    """What a service's composition root works with.
+
+    Attributes:
+        clock: the time.
+        random: the randomness; seeded by GAMEKEEPER_SEED where a run must be repeatable.
+        telemetry: instruments and traces.
+        stopping: set at SIGTERM or SIGINT.
+    """
+
+    clock: Clock
+    random: random.Random
+    telemetry: Telemetry
+    log_all_calls: bool = False
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(
+        self,
+        registrations: Sequence[ServiceRegistration],
+        settings: ServerSettings,
+        *tasks: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Serves until a signal comes, beside `tasks`, which run as long as the server does.
+
+        A task that raises ends the service with that error; one that returns is done. At a signal
+        health turns to NOT_SERVING first, then streams end, calls finish and tasks are cancelled.
+        """
+        server = RpcServer(
+            registrations,
+            settings,
+            clock=self.clock,
+            telemetry=self.telemetry,
+            log_all_calls=self.log_all_calls,
+        )
+        await server.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                running = [group.create_task(_run(task)) for task in tasks]
+                await server.set_serving(True)
+                await self.stopping.wait()
+                await server.stop()
+                for task in running:
+                    task.cancel()
+        finally:
+            await server.stop(0)
+
+    async def run(self, *tasks: Callable[[], Awaitable[None]]) -> None:
+        """Runs `tasks` without a server until a signal comes or one of them raises."""
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(_run(task)) for task in tasks]
+            await self.stopping.wait()
+            for task in running:
+                task.cancel()
+
+
+def run_service(
+    name: str,
+    settings_type: type[S],
+    main: Callable[[S, ServiceRuntime], Awaitable[None]],
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> int:
+    """Runs `main` with settings from the environment and returns the process's exit code.
+
+    0 after a clean stop, 2 when settings are wrong (all of them are listed on stderr), 1 when the
+    service failed (the traceback is in the log).
+    """
+    environ = os.environ if environ is None else environ
+    try:
+        settings = load_settings(settings_type, environ)
+        _refuse_bad_servers(settings)
+    except SettingsError as error:
+        _print_problems(name, error)
+        return EXIT_USAGE
+    telemetry_settings = _find(settings, TelemetrySettings)
+    configure_logging(telemetry_settings, name)
+    _show_settings(name, settings, environ, telemetry_settings)
+    seed = environ.get("GAMEKEEPER_SEED")
+    try:
+        uvloop.run(_run_until_signal(name, settings, telemetry_settings, main, seed))
+    except SettingsError as error:
+        _print_problems(name, error)
+        return EXIT_USAGE
+    except BaseExceptionGroup as group:
+        wrong, others = group.split(SettingsError)
+        if wrong is not None and others is None:
+            _print_problems(name, SettingsError([str(error) for error in _leaves(wrong)]))
+            return EXIT_USAGE
+        log.exception("service_failed")
+        return EXIT_FAILED
+    except Exception:  # the border of the process: say it in the log's format, then exit
+        log.exception("service_failed")
+        return EXIT_FAILED
+    log.info("service_stopped")
+    return EXIT_OK
+
+
+async def _run_until_signal(
+    name: str,
+    settings: S,
+    telemetry_settings: TelemetrySettings,
+    main: Callable[[S, ServiceRuntime], Awaitable[None]],
+    seed: str | None,
+) -> None:
+    telemetry = Telemetry(name, telemetry_settings)
+    runtime = ServiceRuntime(
+        clock=SystemClock(),
+        random=random.Random(seed),  # noqa: S311  # jitter and sampling, no secrets
+        telemetry=telemetry,
+        log_all_calls=telemetry_settings.log_all_calls,
+    )
+    loop = asyncio.get_running_loop()
+    for signal_number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signal_number, runtime.stopping.set)
+    try:
+        await main(settings, runtime)
+    finally:
+        await asyncio.to_thread(telemetry.close)
+
+
+async def _run(task: Callable[[], Awaitable[None]]) -> None:
+    await task()
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
+
+
+def _find(settings: Any, wanted: type[TelemetrySettings]) -> TelemetrySettings:
+    for name in getattr(settings, "__dataclass_fields__", {}):
+        value = getattr(settings, name)
+        if isinstance(value, wanted):
+            return value
+    return wanted()
+
+
+def _refuse_bad_servers(settings: Any) -> None:
+    problems: list[str] = []
+    for name in getattr(settings, "__dataclass_fields__", {}):
+        value = getattr(settings, name)
+        if isinstance(value, ServerSettings):
+            problems.extend(value.problems())
+    if problems:
+        raise SettingsError(problems)
+
+
+def _print_problems(name: str, error: SettingsError) -> None:
+    count = len(error.problems)
+    print(f"{name} cannot start: {count} setting{'s' * (count != 1)} wrong", file=sys.stderr)
+    for problem in error.problems:
+        print(f"  {problem}", file=sys.stderr)
+
+
+def _show_settings(
+    name: str, settings: Any, environ: Mapping[str, str], telemetry_settings: TelemetrySettings
+) -> None:
+    rows = describe_settings(settings, environ)
+    if telemetry_settings.log_format == "json":
+        log.info("settings", **{row.variable: row.value for row in rows})
+        return
+    table = Table(title=f"{name} settings", title_justify="left", box=None)
+    for heading in ("variable", "value", "from", "meaning"):
+        table.add_column(heading)
+    for row in rows:
+        table.add_row(row.variable, row.value, row.source, row.help)
+    Console(stderr=True, width=160, soft_wrap=True).print(table)

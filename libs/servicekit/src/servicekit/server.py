@@ -1,0 +1,268 @@
+"""The gRPC server every service runs, with health, reflection, channelz and the interceptors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import grpc.aio
+import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from servicekit.clock import Clock
+from servicekit.interceptors.access_log import AccessLogInterceptor
+from servicekit.interceptors.authorisation import AuthorisationInterceptor
+from servicekit.interceptors.call import Interceptor
+from servicekit.interceptors.chain import InterceptorChain
+from servicekit.interceptors.deadline import DeadlineInterceptor
+from servicekit.interceptors.errors import ErrorInterceptor
+from servicekit.interceptors.limits import LimitInterceptor
+from servicekit.interceptors.telemetry import TelemetryInterceptor
+from servicekit.interceptors.validation import RequestValidator
+from servicekit.method_policies import (
+    DEADLINE_SECONDS,
+    DeadlineClass,
+    MethodDeclaration,
+    declarations_of,
+)
+from servicekit.settings import SettingsError, setting
+from servicekit.telemetry import Telemetry
+from servicekit.tls import TlsSettings, host_of, is_loopback
+
+__all__ = ["RpcServer", "ServerSettings", "ServiceRegistration"]
+
+log = structlog.get_logger(__name__)
+
+MAXIMUM_MESSAGE_BYTES = 1024 * 1024
+MAXIMUM_METADATA_BYTES = 8 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Where and how much a service serves."""
+
+    tls: TlsSettings
+    listen_address: str = setting(
+        "GAMEKEEPER_LISTEN_ADDRESS",
+        default="127.0.0.1:0",
+        help="host:port to serve on; port 0 takes a free one",
+    )
+    admin_address: str = setting(
+        "GAMEKEEPER_ADMIN_ADDRESS",
+        default="",
+        help="loopback host:port for channelz; empty serves none",
+    )
+    maximum_calls: int = setting(
+        "GAMEKEEPER_MAX_CONCURRENT_CALLS",
+        default=500,
+        minimum=1,
+        maximum=100_000,
+        help="calls handled at once; more get RESOURCE_EXHAUSTED",
+    )
+    maximum_streams: int = setting(
+        "GAMEKEEPER_MAX_CONCURRENT_STREAMS",
+        default=500,
+        minimum=1,
+        maximum=100_000,
+        help="subscriptions served at once; more get RESOURCE_EXHAUSTED",
+    )
+    drain_seconds: float = setting(
+        "GAMEKEEPER_DRAIN_SECONDS",
+        default=20.0,
+        minimum=0,
+        maximum=600,
+        help="how long running calls may finish after SIGTERM",
+    )
+
+    def problems(self) -> list[str]:
+        """Returns a line for everything that single settings cannot see."""
+        found = self.tls.problems()
+        if not self.tls.enabled and not is_loopback(self.listen_address):
+            found.append(
+                f"GAMEKEEPER_LISTEN_ADDRESS='{self.listen_address}' is wrong: plaintext is served "
+                "on loopback only; set the GAMEKEEPER_TLS_* files to serve on other addresses"
+            )
+        if self.admin_address and not is_loopback(self.admin_address):
+            found.append(
+                f"GAMEKEEPER_ADMIN_ADDRESS='{self.admin_address}' is wrong: must be on loopback"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRegistration:
+    """A servicer and how to add it to a server."""
+
+    full_name: str
+    add_to_server: Callable[[grpc.aio.Server], None]
+    declarations: tuple[MethodDeclaration, ...]
+
+    @classmethod
+    def of(
+        cls,
+        add_function: Callable[[Any, Any], None],
+        servicer: object,
+        descriptor: ServiceDescriptor,
+    ) -> Self:
+        """Returns the registration of `servicer` by its generated `add_…_to_server` function.
+
+        Raises:
+            ValueError: when a method of the service declares no policy in its proto.
+        """
+        return cls(
+            full_name=descriptor.full_name,
+            add_to_server=lambda server: add_function(servicer, server),
+            declarations=tuple(declarations_of(descriptor)),
+        )
+
+
+class RpcServer:
+    """Serves `registrations` with everything a service of the suite has.
+
+    Use as an async context manager, or call `start` and `stop`. It starts NOT_SERVING; call
+    `set_serving(True)` once the service can do its work.
+    """
+
+    def __init__(
+        self,
+        registrations: Sequence[ServiceRegistration],
+        settings: ServerSettings,
+        *,
+        clock: Clock,
+        telemetry: Telemetry | None = None,
+        log_all_calls: bool = False,
+    ) -> None:
+        problems = settings.problems()
+        if problems:
+            raise SettingsError(problems)
+        self._settings = settings
+        self._names = [registration.full_name for registration in registrations]
+        declarations = {
+            item.path: item for registration in registrations for item in registration.declarations
+        }
+        telemetry = telemetry or Telemetry("test")
+        # The order is the order in which a call passes; the first sees it first and last.
+        interceptors: list[Interceptor] = [
+            TelemetryInterceptor(telemetry, clock),
+            AccessLogInterceptor(clock, log_all=log_all_calls),
+            ErrorInterceptor(),
+            AuthorisationInterceptor(mutual_tls=settings.tls.enabled),
+            DeadlineInterceptor(),
+            LimitInterceptor(
+                maximum_calls=settings.maximum_calls, maximum_streams=settings.maximum_streams
+            ),
+        ]
+        # Validation comes last: it needs the decoded messages, so the chain itself calls it.
+        self._chain = InterceptorChain(interceptors, RequestValidator(), declarations, clock)
+        self._server = grpc.aio.server(interceptors=[self._chain], options=_server_options())
+        for registration in registrations:
+            registration.add_to_server(self._server)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(
+            [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
+        )
+        self._admin: grpc.aio.Server | None = None
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        """Where the server listens, as `host:port`; known once it has started."""
+        host = host_of(self._settings.listen_address)
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Binds and serves, with health NOT_SERVING.
+
+        Raises:
+            SettingsError: when the address is taken or not of this machine.
+        """
+        tls = self._settings.tls
+        address = self._settings.listen_address
+        try:
+            if tls.enabled:
+                self.port = self._server.add_secure_port(address, tls.server_credentials())
+            else:
+                self.port = self._server.add_insecure_port(address)
+        except RuntimeError:
+            self.port = 0
+        if self.port == 0:
+            raise SettingsError(
+                [
+                    (
+                        f"GAMEKEEPER_LISTEN_ADDRESS='{address}' cannot be served: another process "
+                        "has the port, or the address is not of this machine"
+                    )
+                ]
+            )
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+        if self._settings.admin_address:
+            self._admin = grpc.aio.server()
+            channelz.add_channelz_servicer(self._admin)
+            self._admin.add_insecure_port(self._settings.admin_address)
+            await self._admin.start()
+        if not tls.enabled:
+            log.warning(
+                "serving_plaintext",
+                address=self.address,
+                explanation="no GAMEKEEPER_TLS_* files are set; only loopback is served",
+            )
+        log.info("server_started", address=self.address, services=self._names)
+
+    async def set_serving(self, serving: bool) -> None:
+        """Tells health checks whether the service can do its work."""
+        state = health_pb2.HealthCheckResponse
+        await self._set_health(state.SERVING if serving else state.NOT_SERVING)
+
+    async def stop(self, drain_seconds: float | None = None) -> None:
+        """Turns health to NOT_SERVING, ends streams, lets calls finish, closes."""
+        await self._health.enter_graceful_shutdown()
+        self._chain.end_streams()
+        grace = self._settings.drain_seconds if drain_seconds is None else drain_seconds
+        await self._server.stop(grace)
+        if self._admin is not None:
+            await self._admin.stop(0)
+        log.info("server_stopped", services=self._names)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def _set_health(self, state: int) -> None:
+        for name in ["", *self._names]:
+            await self._health.set(name, state)
+
+
+def _server_options() -> list[tuple[str, int]]:
+    longest_stream_milliseconds = round(DEADLINE_SECONDS[DeadlineClass.STREAM] * 1000)
+    return [
+        ("grpc.max_receive_message_length", MAXIMUM_MESSAGE_BYTES),
+        ("grpc.max_metadata_size", MAXIMUM_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAXIMUM_METADATA_BYTES * 2),
+        ("grpc.max_concurrent_streams", 100),
+        ("grpc.server_handshake_timeout_ms", 5_000),
+        ("grpc.max_connection_age_ms", 300_000),
+        ("grpc.max_connection_age_grace_ms", longest_stream_milliseconds),
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+        # Keepalive alone notices a frozen peer only after 10-25 s.
+        ("grpc.http2.ping_timeout_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        # Two servers on one port would share its calls at random.
+        ("grpc.so_reuseport", 0),
+    ]
