@@ -1,0 +1,92 @@
+"""The sentences of an explanation."""
+
+from collections.abc import Sequence
+
+from autoscaler.domain.decision import DecisionRule, Step
+from autoscaler.domain.policy import TierPolicy
+from autoscaler.domain.replacement import Replacement
+from autoscaler.domain.requirement import Requirement
+from autoscaler.domain.snapshot import TierSnapshot
+
+__all__ = ["amount", "demand_steps", "plural", "replacement_detail", "summarize"]
+
+
+def amount(value: float) -> str:
+    """Write a number as people read it: `12,400`, `3.1`, `0.042`."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    if abs(value) >= 1 or value == 0:
+        return f"{value:.1f}".removesuffix(".0")
+    return f"{value:.3f}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Write a count with its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def demand_steps(need: Requirement, policy: TierPolicy, current: int) -> list[Step]:
+    """Tell how the need follows from the demand, in the order of the arithmetic."""
+    learned = "configured" if need.capacity_tokens == policy.default_capacity_tokens else "measured"
+    in_flight = (
+        f"routers count {amount(need.router_tokens)} tokens running and queued, "
+        f"servers show {amount(need.fleet_tokens)}; smoothed {amount(need.smoothed_tokens)}"
+    )
+    forecast = (
+        f"{amount(need.arrivals_now)} requests/s now, {amount(need.arrivals_forecast)}/s in "
+        f"{amount(need.horizon_seconds)} s by {need.forecast_basis}; x "
+        f"{amount(need.residence_seconds)} s x {amount(need.tokens_per_request)} tokens = "
+        f"{amount(need.forecast_tokens)} tokens"
+    )
+    capacity = (
+        f"{amount(need.capacity_tokens)} tokens {learned}, filled to "
+        f"{policy.target_utilization:.0%}"
+    )
+    if need.is_wanted:
+        usable = need.capacity_tokens * policy.target_utilization
+        result = (
+            f"{amount(need.demand_tokens)} / {amount(usable)} = "
+            f"{amount(need.demand_tokens / usable)}, so {plural(need.servers, 'server')}"
+        )
+    elif current == 0:
+        result = "nobody asks for the tier"
+    else:
+        result = f"nobody has asked for the tier for {amount(policy.idle_to_zero_seconds)} s"
+    if need.in_panic:
+        result += "; panic mode: unsmoothed demand counts"
+    return [
+        Step("tokens in flight", in_flight, current),
+        Step("arrivals expected", forecast, current),
+        Step("capacity per server", capacity, current),
+        Step("demand over capacity", result, need.servers),
+    ]
+
+
+def replacement_detail(replacement: Replacement, want: int, now: float) -> str:
+    """Tell which servers are replaced and why."""
+    parts = [
+        f"{i.instance_id} is taken back by the cloud in {(i.interruption_time or now) - now:.0f} s"
+        for i in replacement.interrupted
+    ]
+    parts += [
+        f"{i.instance_id} is {i.phase.value} for {i.phase_age_seconds:.0f} s"
+        for i in replacement.failed
+    ]
+    if replacement.drain_now:
+        going = ", ".join(i.instance_id for i in replacement.drain_now)
+        parts.append(f"draining now: {going}")
+    parts.append(f"{plural(want, 'server')} with their replacements")
+    return "; ".join(parts)
+
+
+def summarize(
+    snapshot: TierSnapshot, rule: DecisionRule, desired: int, steps: Sequence[Step]
+) -> str:
+    """Tell the decision in one sentence."""
+    name = snapshot.tier.value.capitalize()
+    current = snapshot.current
+    size = f"stays at {current}" if desired == current else f"{current} → {desired}"
+    last = steps[-1]
+    if rule is DecisionRule.STEADY:
+        last = next(s for s in steps if s.title == "demand over capacity")
+    return f"{name} {size}: {last.title}: {last.detail}."
