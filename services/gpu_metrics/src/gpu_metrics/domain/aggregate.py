@@ -1,0 +1,129 @@
+"""A tier as a whole, from its model servers.
+
+Sums and latencies are over fresh servers that reported the figure; a stale server counts as known
+and as nothing else, so it can neither raise nor lower a figure. A figure that no fresh server
+reported is None, never 0.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from gpu_metrics.domain.histogram import Histogram, merge
+from gpu_metrics.domain.readings import (
+    CountReading,
+    GpuReading,
+    HostReport,
+    ModelServerReading,
+    ModelServerState,
+    Tier,
+    known,
+)
+
+__all__ = ["TierAggregate", "TierMember", "aggregate_tier", "attribute_gpus"]
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierMember:
+    """One model server with what is counted with it.
+
+    `gpus` are the GPUs its tier has on its host, given to one server of the host only.
+    """
+
+    server: ModelServerReading
+    fresh: bool
+    time_to_first_token: Histogram | None
+    inter_token_latency: Histogram | None
+    gpus: tuple[GpuReading, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierAggregate:
+    """One tier. `latency_coarsened` says that servers had differing histogram bounds.
+
+    `kv_cache_used_tokens` and `kv_cache_capacity_tokens` are over the same servers, those that
+    reported both usage and capacity, so that one may be divided by the other.
+    """
+
+    tier: Tier
+    known_servers: int
+    fresh_servers: int
+    ready_servers: int
+    running_requests: int | None
+    waiting_requests: int | None
+    kv_cache_used_tokens: int | None
+    kv_cache_capacity_tokens: int | None
+    time_to_first_token: Histogram | None
+    inter_token_latency: Histogram | None
+    fresh_gpus: int
+    mean_gpu_utilization_permille: int | None
+    power_milliwatts: int | None
+    latency_coarsened: bool = False
+
+
+def attribute_gpus(report: HostReport) -> Mapping[Tier, tuple[GpuReading, ...]]:
+    """Return which GPUs of a host work for which tier.
+
+    Servers that name their GPUs decide. Where none does, all GPUs belong to the host's tier, if
+    all its servers are of one; otherwise they cannot be told apart and belong to none.
+    """
+    naming = [server for server in report.servers if server.gpu_uuids]
+    if not naming:
+        tiers = {server.tier for server in report.servers}
+        return {tiers.pop(): report.gpus} if len(tiers) == 1 else {}
+    attributed: dict[Tier, tuple[GpuReading, ...]] = {}
+    for tier in {server.tier for server in naming}:
+        uuids = {uuid for server in naming if server.tier is tier for uuid in server.gpu_uuids}
+        attributed[tier] = tuple(gpu for gpu in report.gpus if gpu.gpu_uuid in uuids)
+    return attributed
+
+
+def aggregate_tier(tier: Tier, members: Sequence[TierMember]) -> TierAggregate:
+    """Return the aggregate of the tier's servers, in any order of them."""
+    fresh = [member for member in members if member.fresh]
+    servers = [member.server for member in fresh]
+    gpus = [gpu for member in fresh for gpu in member.gpus]
+    caches = [
+        (usage, capacity)
+        for server in servers
+        if (usage := known(server.kv_cache_usage_permille)) is not None
+        and (capacity := known(server.kv_cache_capacity_tokens)) is not None
+    ]
+    first_token = merge(_present(member.time_to_first_token for member in fresh))
+    inter_token = merge(_present(member.inter_token_latency for member in fresh))
+    utilizations = _known(gpus, lambda gpu: gpu.utilization_permille)
+    return TierAggregate(
+        tier=tier,
+        known_servers=len(members),
+        fresh_servers=len(fresh),
+        ready_servers=sum(server.state is ModelServerState.READY for server in servers),
+        running_requests=_total(_known(servers, lambda server: server.running_requests)),
+        waiting_requests=_total(_known(servers, lambda server: server.waiting_requests)),
+        kv_cache_used_tokens=_total(
+            [(usage * capacity + 500) // 1000 for usage, capacity in caches]
+        ),
+        kv_cache_capacity_tokens=_total([capacity for _, capacity in caches]),
+        time_to_first_token=first_token.histogram if first_token else None,
+        inter_token_latency=inter_token.histogram if inter_token else None,
+        fresh_gpus=len(gpus),
+        mean_gpu_utilization_permille=(
+            round(sum(utilizations) / len(utilizations)) if utilizations else None
+        ),
+        power_milliwatts=_total(_known(gpus, lambda gpu: gpu.power_milliwatts)),
+        latency_coarsened=any(merged.coarsened for merged in (first_token, inter_token) if merged),
+    )
+
+
+def _known(items: Iterable[_Item], reading_of: Callable[[_Item], CountReading]) -> list[int]:
+    values = (known(reading_of(item)) for item in items)
+    return [value for value in values if value is not None]
+
+
+def _present(histograms: Iterable[Histogram | None]) -> list[Histogram]:
+    return [histogram for histogram in histograms if histogram is not None]
+
+
+def _total(values: Sequence[int]) -> int | None:
+    return sum(values) if values else None

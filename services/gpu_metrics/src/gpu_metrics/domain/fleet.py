@@ -1,0 +1,360 @@
+"""The collector's view of the fleet: what was reported, how old it is, and what changed since.
+
+Time is an argument everywhere: `now` is in seconds of any clock that never goes back. Every
+change gets the next revision number. A reader that knows revision N asks for what changed after
+N, so a slow reader costs no memory: it simply gets more changes at once. Only the names of hosts
+that went away must be remembered for such readers; of those a bounded number is kept, and a
+reader from before that gets `RevisionTooOld`.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import Enum
+
+from gpu_metrics.domain.aggregate import TierAggregate, TierMember, aggregate_tier, attribute_gpus
+from gpu_metrics.domain.host_latency import HostLatency
+from gpu_metrics.domain.host_state import Freshness, HostState
+from gpu_metrics.domain.readings import HostReport, Tier
+from gpu_metrics.domain.removals import Removal, RemovalLog
+from servicekit.errors import ResourceExhausted, ResumeTokenTooOld
+
+__all__ = [
+    "Acknowledgement",
+    "ApplyOutcome",
+    "FleetChanges",
+    "FleetFull",
+    "FleetPolicy",
+    "FleetView",
+    "RevisionTooOld",
+]
+
+
+class RevisionTooOld(ResumeTokenTooOld):
+    """What changed since that revision is no longer known."""
+
+
+class FleetFull(ResourceExhausted):
+    """The view holds as many hosts as it may."""
+
+    reason = "FLEET_FULL"
+    default_retry_after_seconds = 30.0
+
+
+class ApplyOutcome(Enum):
+    """What a report did to the view."""
+
+    JOINED = "joined"
+    UPDATED = "updated"
+    AGENT_RESTARTED = "agent_restarted"
+    LEFT = "left"
+    IGNORED_OLD = "ignored_old"
+    IGNORED_SUPERSEDED = "ignored_superseded"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetPolicy:
+    """How long silence may last, over how long latencies are taken, and how much is kept.
+
+    A host is stale after `stale_after_seconds` without a report and forgotten after
+    `expire_after_seconds`. `retained_seconds` of latency slots are kept; it is at least
+    `window_seconds`, over which the tier aggregates look back.
+    """
+
+    stale_after_seconds: float = 5.0
+    expire_after_seconds: float = 60.0
+    window_seconds: float = 60.0
+    retained_seconds: float = 60.0
+    slot_seconds: float = 5.0
+    maximum_hosts: int = 1000
+    removals_remembered: int = 2048
+    superseded_runs_remembered: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    """The newest report of a run that is in the view, and what the one at hand did."""
+
+    boot_id: str
+    sequence: int
+    outcome: ApplyOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class FleetChanges:
+    """What a reader at an earlier revision must change to be at `revision`."""
+
+    revision: int
+    changed: tuple[HostState, ...]
+    removed_host_ids: tuple[str, ...]
+
+    @property
+    def empty(self) -> bool:
+        """Return whether there is nothing to change."""
+        return not self.changed and not self.removed_host_ids
+
+
+@dataclass(slots=True)
+class _Entry:
+    state: HostState
+    latency: HostLatency
+    superseded: deque[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Departure:
+    boot_id: str
+    sequence: int
+    at: float
+
+
+class FleetView:
+    """All hosts that reported lately."""
+
+    __slots__ = (
+        "_departed",
+        "_hosts",
+        "_next_deadline",
+        "_removals",
+        "_revision",
+        "_tiers_seen",
+        "policy",
+    )
+
+    def __init__(self, policy: FleetPolicy) -> None:
+        self.policy = policy
+        self._hosts: dict[str, _Entry] = {}
+        self._departed: dict[str, _Departure] = {}
+        self._removals = RemovalLog(policy.removals_remembered)
+        self._revision = 0
+        self._tiers_seen: set[Tier] = set()
+        # No host changes by the passing of time alone before this; a lower bound.
+        self._next_deadline = -math.inf
+
+    @property
+    def revision(self) -> int:
+        """Return the number of the last change."""
+        return self._revision
+
+    def apply(self, report: HostReport, now: float, receive_time: datetime) -> Acknowledgement:
+        """Take a report into the view, or ignore it when the view is already further.
+
+        A report at or below the acknowledged sequence of its run is ignored, so is any report of
+        a run that another one of the same host has superseded. A new run starts its sequence
+        again. Raises `FleetFull` for a new host beyond the policy's maximum.
+        """
+        self.advance(now)
+        host_id = report.host.host_id
+        entry = self._hosts.get(host_id)
+        if entry is None:
+            return self._join(report, now, receive_time)
+        last = entry.state.report
+        if report.boot_id in entry.superseded:
+            return Acknowledgement(last.boot_id, last.sequence, ApplyOutcome.IGNORED_SUPERSEDED)
+        if report.boot_id == last.boot_id:
+            if report.sequence <= last.sequence:
+                return Acknowledgement(last.boot_id, last.sequence, ApplyOutcome.IGNORED_OLD)
+            outcome = ApplyOutcome.UPDATED
+        else:
+            entry.superseded.append(last.boot_id)
+            outcome = ApplyOutcome.AGENT_RESTARTED
+        if report.leaving:
+            self._remove(host_id)
+            self._departed[host_id] = _Departure(report.boot_id, report.sequence, now)
+            return Acknowledgement(report.boot_id, report.sequence, ApplyOutcome.LEFT)
+        self._store(entry, report, now, receive_time)
+        return Acknowledgement(report.boot_id, report.sequence, outcome)
+
+    def _join(self, report: HostReport, now: float, receive_time: datetime) -> Acknowledgement:
+        host_id = report.host.host_id
+        departure = self._departed.get(host_id)
+        if (
+            departure is not None
+            and departure.boot_id == report.boot_id
+            and report.sequence <= departure.sequence
+        ):
+            return Acknowledgement(report.boot_id, departure.sequence, ApplyOutcome.IGNORED_OLD)
+        if report.leaving:
+            return Acknowledgement(report.boot_id, report.sequence, ApplyOutcome.LEFT)
+        if len(self._hosts) >= self.policy.maximum_hosts:
+            raise FleetFull(
+                "the collector holds as many hosts as it is configured for",
+                metadata={"maximum_hosts": str(self.policy.maximum_hosts)},
+            )
+        self._departed.pop(host_id, None)
+        entry = _Entry(
+            state=HostState(
+                report=report,
+                receive_time=receive_time,
+                received_at=now,
+                freshness=Freshness.FRESH,
+                revision=0,
+                tiers_ever=frozenset(),
+            ),
+            latency=HostLatency(
+                slot_seconds=self.policy.slot_seconds,
+                retained_seconds=self.policy.retained_seconds,
+            ),
+            superseded=deque(maxlen=self.policy.superseded_runs_remembered),
+        )
+        self._hosts[host_id] = entry
+        self._store(entry, report, now, receive_time)
+        return Acknowledgement(report.boot_id, report.sequence, ApplyOutcome.JOINED)
+
+    def _store(self, entry: _Entry, report: HostReport, now: float, receive_time: datetime) -> None:
+        entry.latency.observe(report.servers, now)
+        tiers = frozenset(server.tier for server in report.servers)
+        self._tiers_seen |= tiers
+        self._revision += 1
+        entry.state = HostState(
+            report=report,
+            receive_time=receive_time,
+            received_at=now,
+            freshness=Freshness.FRESH,
+            revision=self._revision,
+            tiers_ever=entry.state.tiers_ever | tiers,
+        )
+
+    def _remove(self, host_id: str) -> None:
+        entry = self._hosts.pop(host_id)
+        self._revision += 1
+        self._removals.add(Removal(self._revision, host_id, entry.state.tiers_ever))
+
+    def advance(self, now: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Bring the view to `now` and return the ids that turned stale and those that expired."""
+        if now < self._next_deadline:
+            return (), ()
+        silence = {host_id: now - e.state.received_at for host_id, e in self._hosts.items()}
+        expired = [
+            host_id
+            for host_id, seconds in silence.items()
+            if seconds >= self.policy.expire_after_seconds
+        ]
+        for host_id in expired:
+            self._remove(host_id)
+        stale = [
+            host_id
+            for host_id, entry in self._hosts.items()
+            if silence[host_id] >= self.policy.stale_after_seconds
+            and entry.state.freshness is Freshness.FRESH
+        ]
+        for host_id in stale:
+            entry = self._hosts[host_id]
+            self._revision += 1
+            entry.state = replace(entry.state, freshness=Freshness.STALE, revision=self._revision)
+        self._forget_departed(now)
+        self._next_deadline = self._earliest_deadline(now)
+        return tuple(stale), tuple(expired)
+
+    def _forget_departed(self, now: float) -> None:
+        for host_id, departure in list(self._departed.items()):
+            if now - departure.at >= self.policy.expire_after_seconds:
+                del self._departed[host_id]
+
+    def _earliest_deadline(self, now: float) -> float:
+        stale_after = self.policy.stale_after_seconds
+        expire_after = self.policy.expire_after_seconds
+        deadlines = [
+            entry.state.received_at
+            + (stale_after if entry.state.freshness is Freshness.FRESH else expire_after)
+            for entry in self._hosts.values()
+        ]
+        deadlines += [departure.at + expire_after for departure in self._departed.values()]
+        # A host that joins or comes back later is stale no earlier than the last of these.
+        return min([*deadlines, now + min(stale_after, expire_after)])
+
+    def hosts(self, now: float, tiers: frozenset[Tier] = frozenset()) -> tuple[HostState, ...]:
+        """Return all hosts that have not expired, ordered by id; no tiers means all."""
+        self.advance(now)
+        states = (entry.state for entry in self._hosts.values())
+        return tuple(
+            sorted(
+                (state for state in states if state.matches(tiers)),
+                key=lambda state: state.host.host_id,
+            )
+        )
+
+    def changes_since(
+        self, revision: int, now: float, tiers: frozenset[Tier] = frozenset()
+    ) -> FleetChanges:
+        """Return what a reader at `revision` with this tier filter has to change.
+
+        A host that no longer serves any of the tiers counts as removed. Removed ids may include
+        hosts the reader never had. Raises `RevisionTooOld` when the revision is older than the
+        removals that are remembered, or was never given out.
+        """
+        self.advance(now)
+        if revision > self._revision or not self._removals.covers(revision):
+            raise RevisionTooOld(
+                "the changes since that point are no longer known; watch again without a token"
+            )
+        later = [e.state for e in self._hosts.values() if e.state.revision > revision]
+        changed = sorted(
+            (state for state in later if state.matches(tiers)),
+            key=lambda state: state.host.host_id,
+        )
+        removed = {
+            state.host.host_id
+            for state in later
+            if not state.matches(tiers) and state.matched_before(tiers)
+        }
+        removed.update(
+            removal.host_id
+            for removal in self._removals.after(revision)
+            if removal.concerns(tiers) and not self._shown(removal.host_id, tiers)
+        )
+        return FleetChanges(self._revision, tuple(changed), tuple(sorted(removed)))
+
+    def _shown(self, host_id: str, tiers: frozenset[Tier]) -> bool:
+        entry = self._hosts.get(host_id)
+        return entry is not None and entry.state.matches(tiers)
+
+    def aggregates(
+        self,
+        now: float,
+        tiers: frozenset[Tier] = frozenset(),
+        latency_slots: tuple[int, int] | None = None,
+    ) -> tuple[TierAggregate, ...]:
+        """Return the aggregate of every tier that has or had a server, ordered by tier.
+
+        Latencies are of the policy's window, or of the slots from first to last of
+        `latency_slots`.
+        """
+        self.advance(now)
+        wanted = [
+            tier for tier in Tier if tier in self._tiers_seen and (not tiers or tier in tiers)
+        ]
+        members: Mapping[Tier, list[TierMember]] = {tier: [] for tier in wanted}
+        slots = latency_slots or self._window_slots(now)
+        for entry in self._hosts.values():
+            for member in self._members(entry, slots):
+                if member.server.tier in members:
+                    members[member.server.tier].append(member)
+        return tuple(aggregate_tier(tier, members[tier]) for tier in wanted)
+
+    def _window_slots(self, now: float) -> tuple[int, int]:
+        last = self.slot_at(now)
+        return last - int(self.policy.window_seconds / self.policy.slot_seconds), last
+
+    def slot_at(self, now: float) -> int:
+        """Return the number of the latency slot that `now` falls into."""
+        return int(now // self.policy.slot_seconds)
+
+    @staticmethod
+    def _members(entry: _Entry, slots: tuple[int, int]) -> Iterable[TierMember]:
+        report = entry.state.report
+        fresh = entry.state.freshness is Freshness.FRESH
+        gpus = attribute_gpus(report)
+        claimed: set[Tier] = set()
+        for server in report.servers:
+            first_token, inter_token = entry.latency.between(server.server_id, slots)
+            yield TierMember(
+                server=server,
+                fresh=fresh,
+                time_to_first_token=first_token,
+                inter_token_latency=inter_token,
+                gpus=() if server.tier in claimed else gpus.get(server.tier, ()),
+            )
+            claimed.add(server.tier)

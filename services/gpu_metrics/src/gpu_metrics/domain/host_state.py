@@ -1,0 +1,46 @@
+"""One host as the view shows it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from gpu_metrics.domain.readings import Host, HostReport, Tier
+
+__all__ = ["Freshness", "HostState"]
+
+
+class Freshness(Enum):
+    """How much a host's readings can be relied on; the numbers are those of the protocol."""
+
+    FRESH = 1
+    STALE = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostState:
+    """One host as last reported; `revision` is the last change, its freshness included."""
+
+    report: HostReport
+    receive_time: datetime
+    received_at: float
+    freshness: Freshness
+    revision: int
+    tiers_ever: frozenset[Tier]
+
+    @property
+    def host(self) -> Host:
+        """Return the machine."""
+        return self.report.host
+
+    @property
+    def tiers(self) -> frozenset[Tier]:
+        """Return the tiers that the host serves now."""
+        return frozenset(server.tier for server in self.report.servers)
+
+    def matches(self, tiers: frozenset[Tier]) -> bool:
+        """Return whether the host belongs into a view of these tiers; no tiers means all."""
+        return not tiers or not tiers.isdisjoint(self.tiers)
+
+    def matched_before(self, tiers: frozenset[Tier]) -> bool:
+        """Return whether the host ever belonged into a view of these tiers."""
+        return not tiers or not tiers.isdisjoint(self.tiers_ever)

@@ -1,0 +1,137 @@
+"""What an agent reads on one host at one moment.
+
+A reading is a value or the reason why it is not there (`MissingReason`); it is never a stand-in
+such as 0 or NaN. The enum numbers are those of `gaming.gpu_metrics.v1` and
+`gaming.common.v1.Tier`, so that the wire mapping needs no tables.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import TypeAlias
+
+from gpu_metrics.domain.histogram import Histogram
+
+__all__ = [
+    "CountReading",
+    "GpuReading",
+    "HistogramReading",
+    "Host",
+    "HostReport",
+    "MissingReason",
+    "ModelServerReading",
+    "ModelServerState",
+    "PurchaseOption",
+    "Tier",
+    "known",
+]
+
+
+class MissingReason(Enum):
+    """Why a reading is not there."""
+
+    NOT_TOLD = 0
+    UNSUPPORTED = 1
+    LOST = 2
+    TIMEOUT = 3
+    PERMISSION = 4
+    MALFORMED = 5
+    UNREACHABLE = 6
+
+
+class Tier(Enum):
+    """A class of model servers with one model and one latency target."""
+
+    GOLD = 1
+    SILVER = 2
+    BRONZE = 3
+
+
+class ModelServerState(Enum):
+    """What a model server is doing."""
+
+    UNKNOWN = 0
+    STARTING = 1
+    READY = 2
+    UNHEALTHY = 3
+
+
+class PurchaseOption(Enum):
+    """How a host is paid for."""
+
+    UNKNOWN = 0
+    ON_DEMAND = 1
+    SPOT = 2
+
+
+CountReading: TypeAlias = int | MissingReason
+HistogramReading: TypeAlias = Histogram | MissingReason
+
+
+def known(reading: CountReading) -> int | None:
+    """Return the value, or None when the reading is missing for whatever reason."""
+    return None if isinstance(reading, MissingReason) else reading
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuReading:
+    """One GPU at one moment; every figure is a value or the reason it is missing."""
+
+    gpu_uuid: str
+    index: int
+    product_name: str = ""
+    utilization_permille: CountReading = MissingReason.NOT_TOLD
+    memory_used_bytes: CountReading = MissingReason.NOT_TOLD
+    memory_total_bytes: CountReading = MissingReason.NOT_TOLD
+    power_milliwatts: CountReading = MissingReason.NOT_TOLD
+    energy_millijoules: CountReading = MissingReason.NOT_TOLD
+    temperature_celsius: CountReading = MissingReason.NOT_TOLD
+    sm_clock_megahertz: CountReading = MissingReason.NOT_TOLD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelServerReading:
+    """One model server at one moment; histograms and totals count since the server started."""
+
+    server_id: str
+    endpoint_url: str
+    tier: Tier
+    model: str = ""
+    state: ModelServerState = ModelServerState.UNKNOWN
+    running_requests: CountReading = MissingReason.NOT_TOLD
+    waiting_requests: CountReading = MissingReason.NOT_TOLD
+    kv_cache_usage_permille: CountReading = MissingReason.NOT_TOLD
+    kv_cache_capacity_tokens: CountReading = MissingReason.NOT_TOLD
+    prompt_tokens_total: CountReading = MissingReason.NOT_TOLD
+    generation_tokens_total: CountReading = MissingReason.NOT_TOLD
+    time_to_first_token: HistogramReading = MissingReason.NOT_TOLD
+    inter_token_latency: HistogramReading = MissingReason.NOT_TOLD
+    gpu_uuids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The machine an agent runs on; `interruption_time` is set once a Spot notice was given."""
+
+    host_id: str
+    instance_type: str = ""
+    availability_zone: str = ""
+    purchase_option: PurchaseOption = PurchaseOption.UNKNOWN
+    interruption_time: datetime | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostReport:
+    """One report of one agent run.
+
+    `sequence` counts from 1 within `boot_id`; `leaving` says that the agent stops on purpose.
+    """
+
+    host: Host
+    boot_id: str
+    sequence: int
+    sample_time: datetime
+    gpus: tuple[GpuReading, ...] = ()
+    servers: tuple[ModelServerReading, ...] = ()
+    leaving: bool = False

@@ -1,0 +1,147 @@
+"""What a vLLM server says of itself on its metrics page, picked out by one regular expression.
+
+A page has hundreds of lines and a host needs a dozen names of them, each second; building every
+sample of the page costs twenty times as much. Names are those of vLLM's documented metrics:
+`kv_cache_usage_perc` replaced `gpu_cache_usage_perc`, and `inter_token_latency_seconds` replaced
+`time_per_output_token_seconds`; both are understood and the newer one wins. The lines of several
+engines of one server (data parallelism) are added up, KV-cache usage is averaged.
+"""
+
+import math
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from gpu_metrics.domain.histogram import Histogram, HistogramShapeError
+from gpu_metrics.domain.readings import CountReading, HistogramReading, MissingReason
+
+__all__ = ["VllmMetrics", "parse_vllm_metrics"]
+
+_WANTED = re.compile(
+    r"^vllm:(?:"
+    r"(?P<value>num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
+    r"|prompt_tokens_total|generation_tokens_total|cache_config_info)"
+    r"|(?P<histogram>time_to_first_token_seconds|inter_token_latency_seconds"
+    r"|time_per_output_token_seconds)_(?P<part>bucket|sum)"
+    r')(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?[ \t]+(?P<number>[^ \t\n]+)',
+    re.MULTILINE,
+)
+_BUCKET_BOUND = re.compile(r'(?:^|,)le="([^"]*)"')
+_MODEL_NAME = re.compile(r'(?:^|,)model_name="((?:[^"\\]|\\.)*)"')
+_BLOCK_SIZE = re.compile(r'(?:^|,)block_size="(\d+)"')
+_BLOCK_COUNT = re.compile(r'(?:^|,)num_gpu_blocks="(\d+)"')
+
+_Values: TypeAlias = dict[str, list[float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VllmMetrics:
+    """The wanted figures of one page; `model` is empty when no line names it."""
+
+    model: str
+    running_requests: CountReading
+    waiting_requests: CountReading
+    kv_cache_usage_permille: CountReading
+    kv_cache_capacity_tokens: CountReading
+    prompt_tokens_total: CountReading
+    generation_tokens_total: CountReading
+    time_to_first_token: HistogramReading
+    inter_token_latency: HistogramReading
+
+
+@dataclass(slots=True)
+class _HistogramLines:
+    buckets: dict[float, float]
+    sums: list[float]
+
+
+def parse_vllm_metrics(page: str) -> VllmMetrics:
+    """Return the figures of a metrics page in Prometheus' text format.
+
+    A name that is not on the page is `UNSUPPORTED`, one whose value makes no sense `MALFORMED`.
+    """
+    values: _Values = defaultdict(list)
+    histograms: dict[str, _HistogramLines] = {}
+    capacities: list[int] = []
+    model = ""
+    for match in _WANTED.finditer(page):
+        labels = match["labels"] or ""
+        number = _number(match["number"])
+        if match["histogram"]:
+            lines = histograms.setdefault(match["histogram"], _HistogramLines({}, []))
+            _add_histogram_line(lines, match["part"], labels, number)
+        elif match["value"] == "cache_config_info":
+            capacities += _capacity_tokens(labels)
+        else:
+            values[match["value"]].append(number)
+            if not model and (named := _MODEL_NAME.search(labels)):
+                model = named[1]
+    newer_latency = histograms.get("inter_token_latency_seconds")
+    return VllmMetrics(
+        model=model,
+        running_requests=_count(values["num_requests_running"]),
+        waiting_requests=_count(values["num_requests_waiting"]),
+        kv_cache_usage_permille=_permille(
+            values["kv_cache_usage_perc"] or values["gpu_cache_usage_perc"]
+        ),
+        kv_cache_capacity_tokens=sum(capacities) if capacities else MissingReason.UNSUPPORTED,
+        prompt_tokens_total=_count(values["prompt_tokens_total"]),
+        generation_tokens_total=_count(values["generation_tokens_total"]),
+        time_to_first_token=_histogram(histograms.get("time_to_first_token_seconds")),
+        inter_token_latency=_histogram(
+            newer_latency or histograms.get("time_per_output_token_seconds")
+        ),
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _add_histogram_line(lines: _HistogramLines, part: str, labels: str, number: float) -> None:
+    if part == "sum":
+        lines.sums.append(number)
+        return
+    bound = _BUCKET_BOUND.search(labels)
+    key = _number(bound[1]) if bound else math.nan
+    lines.buckets[key] = lines.buckets.get(key, 0.0) + number
+
+
+def _capacity_tokens(labels: str) -> list[int]:
+    size, count = _BLOCK_SIZE.search(labels), _BLOCK_COUNT.search(labels)
+    return [int(size[1]) * int(count[1])] if size and count else []
+
+
+def _count(values: list[float]) -> CountReading:
+    if not values:
+        return MissingReason.UNSUPPORTED
+    total = math.fsum(values) if all(map(math.isfinite, values)) else math.nan
+    return round(total) if total >= 0 else MissingReason.MALFORMED
+
+
+def _permille(shares: list[float]) -> CountReading:
+    if not shares:
+        return MissingReason.UNSUPPORTED
+    if not all(0.0 <= share <= 1.0 for share in shares):
+        return MissingReason.MALFORMED
+    return round(1000 * math.fsum(shares) / len(shares))
+
+
+def _histogram(lines: _HistogramLines | None) -> HistogramReading:
+    if lines is None:
+        return MissingReason.UNSUPPORTED
+    if not lines.sums or not all(map(math.isfinite, (*lines.sums, *lines.buckets.values()))):
+        return MissingReason.MALFORMED
+    bounds = sorted(lines.buckets)
+    if not bounds or bounds[-1] != math.inf:
+        return MissingReason.MALFORMED
+    cumulative = [round(lines.buckets[bound]) for bound in bounds]
+    counts = [after - before for after, before in zip(cumulative, [0, *cumulative], strict=False)]
+    try:
+        return Histogram(tuple(bounds[:-1]), tuple(counts), math.fsum(lines.sums))
+    except HistogramShapeError:
+        return MissingReason.MALFORMED

@@ -1,0 +1,200 @@
+"""The collector's one fleet view, shared by the agents that report and everybody who watches.
+
+A subscription remembers nothing but the revision it has sent, so a slow subscriber holds no
+queue: while it is not reading, changes to the same host replace each other, and its next message
+carries only the latest state of each changed host. Memory is bounded by the view itself.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+import structlog
+
+from gpu_metrics import metric_names
+from gpu_metrics.domain.aggregate import TierAggregate
+from gpu_metrics.domain.fleet import Acknowledgement, ApplyOutcome, FleetChanges, FleetView
+from gpu_metrics.domain.host_state import Freshness, HostState
+from gpu_metrics.domain.readings import HostReport, Tier
+from gpu_metrics.resume_token import ResumeToken
+from servicekit.clock import Clock
+from servicekit.telemetry import Telemetry
+
+__all__ = ["FleetFeed", "FleetNow", "FleetUpdate"]
+
+log = structlog.get_logger(__name__)
+
+_NOTABLE_OUTCOMES = frozenset(
+    {
+        ApplyOutcome.JOINED,
+        ApplyOutcome.AGENT_RESTARTED,
+        ApplyOutcome.LEFT,
+        ApplyOutcome.IGNORED_SUPERSEDED,
+    }
+)
+# Aggregates are computed at most this often for all subscribers together.
+_AGGREGATE_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class FleetNow:
+    """The hosts of a tier filter and the tiers' aggregates at one moment."""
+
+    hosts: tuple[HostState, ...]
+    aggregates: tuple[TierAggregate, ...]
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FleetUpdate:
+    """One step of a subscription: all there is, what changed, or neither (a heartbeat)."""
+
+    token: str
+    time: datetime
+    snapshot: FleetNow | None = None
+    changes: FleetChanges | None = None
+    aggregates: tuple[TierAggregate, ...] = ()
+
+
+class FleetFeed:
+    """Applies reports to the view and lets any number of readers follow it.
+
+    `epoch` names this run of the collector; resume tokens of other runs are refused. Not
+    thread-safe: one event loop owns it.
+    """
+
+    def __init__(
+        self,
+        view: FleetView,
+        *,
+        clock: Clock,
+        telemetry: Telemetry,
+        epoch: str,
+        heartbeat_seconds: float = 5.0,
+        maintenance_seconds: float = 0.5,
+    ) -> None:
+        self._view = view
+        self._clock = clock
+        self._epoch = epoch
+        self._heartbeat_seconds = heartbeat_seconds
+        self._maintenance_seconds = maintenance_seconds
+        self._changed = asyncio.Event()
+        self._aggregates: tuple[TierAggregate, ...] = ()
+        self._aggregates_of: tuple[int, int] | None = None
+        self._reports = telemetry.counter(
+            metric_names.REPORTS_RECEIVED, unit="1", description="reports received, by outcome"
+        )
+        self._coarsened = telemetry.counter(
+            metric_names.LATENCY_BOUNDS_DIFFER,
+            unit="1",
+            description="tier aggregates merged from differing histogram bounds",
+        )
+        telemetry.gauge(
+            metric_names.FLEET_HOSTS,
+            self._host_counts,
+            unit="1",
+            description="hosts in the view, by freshness",
+        )
+
+    def apply(self, report: HostReport) -> Acknowledgement:
+        """Take in a report. Raises `FleetFull` when the view cannot hold another host."""
+        acknowledgement = self._view.apply(report, self._clock.monotonic(), self._clock.now())
+        outcome = acknowledgement.outcome
+        self._reports.add(1, {"outcome": outcome.value})
+        if outcome in _NOTABLE_OUTCOMES:
+            log.info(
+                "host_reported",
+                outcome=outcome.value,
+                host_id=report.host.host_id,
+                boot_id=report.boot_id,
+                sequence=report.sequence,
+            )
+        self._wake_watchers()
+        return acknowledgement
+
+    async def maintain(self) -> None:
+        """Mark silent hosts stale and drop expired ones, until cancelled."""
+        while True:
+            stale, expired = self._view.advance(self._clock.monotonic())
+            for host_id in stale:
+                log.warning("host_stale", host_id=host_id)
+            for host_id in expired:
+                log.warning("host_expired", host_id=host_id)
+            if stale or expired:
+                self._wake_watchers()
+            await self._clock.sleep(self._maintenance_seconds)
+
+    def now(self, tiers: frozenset[Tier] = frozenset()) -> FleetNow:
+        """Return the fleet as it is; no tiers means all."""
+        hosts = self._view.hosts(self._clock.monotonic(), tiers)
+        return FleetNow(hosts, self._current_aggregates(tiers), self._clock.now())
+
+    async def watch(
+        self, tiers: frozenset[Tier], resume_token: str, minimum_interval_seconds: float
+    ) -> AsyncIterator[FleetUpdate]:
+        """Yield a snapshot, then what changed, at most one update per interval, and heartbeats.
+
+        With a resume token the first update is what changed since. Every accepted report counts
+        as a change of its host, as does turning stale. Raises `ResumeTokenTooOld` (at the first
+        step) when the token cannot be continued, and later when the subscriber read so slowly
+        that hosts it should drop are no longer known.
+        """
+        if resume_token:
+            position = ResumeToken.resume(resume_token, epoch=self._epoch, tiers=tiers).revision
+        else:
+            snapshot = self.now(tiers)
+            position = self._view.revision
+            yield FleetUpdate(self._token(position, tiers), snapshot.time, snapshot=snapshot)
+            await self._clock.sleep(minimum_interval_seconds)
+        while True:
+            changes = self._view.changes_since(position, self._clock.monotonic(), tiers)
+            position = changes.revision
+            token, time = self._token(position, tiers), self._clock.now()
+            if changes.empty:
+                yield FleetUpdate(token, time)
+            else:
+                aggregates = self._current_aggregates(tiers)
+                yield FleetUpdate(token, time, changes=changes, aggregates=aggregates)
+            await self._clock.sleep(minimum_interval_seconds)
+            await self._change_after(position, tiers)
+
+    def _token(self, revision: int, tiers: frozenset[Tier]) -> str:
+        return ResumeToken(self._epoch, revision, tiers).encode()
+
+    async def _change_after(self, revision: int, tiers: frozenset[Tier]) -> None:
+        """Return once something of these tiers changed, or when a heartbeat is due."""
+        heartbeat = asyncio.ensure_future(self._clock.sleep(self._heartbeat_seconds))
+        try:
+            while not heartbeat.done():
+                now = self._clock.monotonic()
+                if not self._view.changes_since(revision, now, tiers).empty:
+                    return
+                changed = asyncio.ensure_future(self._changed.wait())
+                try:
+                    await asyncio.wait({changed, heartbeat}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    changed.cancel()
+        finally:
+            heartbeat.cancel()
+
+    def _wake_watchers(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _current_aggregates(self, tiers: frozenset[Tier]) -> tuple[TierAggregate, ...]:
+        now = self._clock.monotonic()
+        key = (self._view.revision, int(now / _AGGREGATE_SECONDS))
+        if self._aggregates_of != key:
+            self._aggregates = self._view.aggregates(now)
+            self._aggregates_of = key
+            for aggregate in self._aggregates:
+                if aggregate.latency_coarsened:
+                    self._coarsened.add(1, {"tier": aggregate.tier.name})
+        return tuple(each for each in self._aggregates if not tiers or each.tier in tiers)
+
+    def _host_counts(self) -> Iterable[tuple[float, dict[str, str]]]:
+        hosts = self._view.hosts(self._clock.monotonic())
+        for freshness in Freshness:
+            count = sum(state.freshness is freshness for state in hosts)
+            yield float(count), {"freshness": freshness.name.lower()}

@@ -1,0 +1,28 @@
+"""Every metric this service emits, by name; code, dashboards and alarms use these alone."""
+
+__all__ = [
+    "AGENT_REPORTS_REPLACED",
+    "AGENT_STREAMS_BROKEN",
+    "FLEET_HOSTS",
+    "LATENCY_BOUNDS_DIFFER",
+    "PUBLISH_FAILURES",
+    "REPORTS_RECEIVED",
+]
+
+REPORTS_RECEIVED = "gpu_metrics.reports.received"
+"""Reports that reached the collector, by `outcome`."""
+
+FLEET_HOSTS = "gpu_metrics.fleet.hosts"
+"""Hosts in the view, by `freshness`."""
+
+LATENCY_BOUNDS_DIFFER = "gpu_metrics.aggregates.coarsened"
+"""Tier aggregates made from histograms with differing bounds, by `tier`."""
+
+PUBLISH_FAILURES = "gpu_metrics.cloudwatch.failures"
+"""Publications of tier aggregates that CloudWatch did not take."""
+
+AGENT_STREAMS_BROKEN = "gpu_metrics.agent.streams_broken"
+"""Report streams an agent had to open again, by `collector`."""
+
+AGENT_REPORTS_REPLACED = "gpu_metrics.agent.reports_replaced"
+"""Reports replaced by a newer one before a collector could take them, by `collector`."""
