@@ -197,6 +197,13 @@ class Cloud:
             else:
                 self._give_notice(now, instance)
 
+    def set_tags(self, now: float, instance_id: str, tags: Mapping[str, str]) -> Instance:
+        """Replace an instance's tags. Raises InstanceNotFoundError."""
+        self._catch_up(now)
+        instance = replace(self.instance(instance_id), tags=MappingProxyType(dict(tags)))
+        self._instances[instance_id] = instance
+        return instance
+
     def set_spot_stock(self, now: float, instance_type: str, zone: str, *, in_stock: bool) -> None:
         """Empty or refill a zone's Spot pool; emptying it interrupts every Spot instance there.
 
