@@ -1,0 +1,109 @@
+"""`python -m localsuite.aws`: the local AWS as a process of its own."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from fleetsim.cloud_state import CloudSettings
+from localsuite.aws.account import DEFAULT_TIERS, seed_account
+from localsuite.aws.front import DEFAULT_CLUSTER
+from localsuite.aws.region import Region
+from localsuite.aws.server import LocalAwsServer
+
+_NOTICE = (
+    "This is a simulation of AWS on 127.0.0.1. It checks no credentials, launches nothing and "
+    "costs nothing."
+)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m localsuite.aws",
+        description="A local AWS: Auto Scaling, EC2 and ECS capacity from a simulation in time, "
+        "everything else from moto. Prints one JSON line with its endpoint when ready.",
+    )
+    parser.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0: a free one")
+    parser.add_argument("--region", default="us-east-1", help="the region's name")
+    parser.add_argument(
+        "--time-compression",
+        type=float,
+        default=1.0,
+        metavar="FACTOR",
+        help="divides everything that takes minutes in production (launch, Spot notice, ...)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness")
+    parser.add_argument("--cluster", default=DEFAULT_CLUSTER, help="ECS cluster of all hosts")
+    parser.add_argument(
+        "--seed-account",
+        action="store_true",
+        help="create the tiers' Auto Scaling groups before being ready",
+    )
+    parser.add_argument(
+        "--state-file",
+        type=Path,
+        help="also write the ready line here; removed when the process ends",
+    )
+    arguments = parser.parse_args(argv)
+    if not arguments.time_compression > 0:
+        parser.error("--time-compression must be positive")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until SIGINT or SIGTERM; returns the exit status."""
+    arguments = _arguments(argv)
+    print(_NOTICE, file=sys.stderr, flush=True)
+    zones = tuple(f"{arguments.region}{letter}" for letter in "abc")
+    region = Region(
+        name=arguments.region,
+        seed=arguments.seed,
+        time_compression=arguments.time_compression,
+        settings=CloudSettings(zones=zones),
+    )
+    stop = threading.Event()
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wanted, lambda *_: stop.set())
+    server = LocalAwsServer(region, port=arguments.port, cluster=arguments.cluster)
+    try:
+        server.start()
+    except OSError as error:
+        print(f"{error}; choose another with --port, or 0 for a free one", file=sys.stderr)
+        return 1
+    try:
+        if arguments.seed_account:
+            seed_account(
+                server.endpoint,
+                DEFAULT_TIERS,
+                region_name=arguments.region,
+                zones=zones,
+                cluster=arguments.cluster,
+            )
+        ready = json.dumps(
+            {
+                "event": "ready",
+                "endpoint": server.endpoint,
+                "region": region.name,
+                "simulation": True,
+                "time_compression": arguments.time_compression,
+                "seed": arguments.seed,
+                "pid": os.getpid(),
+            }
+        )
+        if arguments.state_file is not None:
+            arguments.state_file.write_text(ready + "\n")
+        print(ready, flush=True)
+        stop.wait()
+    finally:
+        server.stop()
+        if arguments.state_file is not None:
+            arguments.state_file.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

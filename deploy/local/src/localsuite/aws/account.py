@@ -1,0 +1,139 @@
+"""What an account of the suite holds: a cluster and one Auto Scaling group per tier.
+
+Made through the real AWS API, so the same code would make them in AWS.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from localsuite.aws.front import DEFAULT_CLUSTER
+from localsuite.aws.region import TIER_TAG
+
+__all__ = ["DEFAULT_TIERS", "TierCapacity", "boto_client", "group_name", "seed_account"]
+
+
+@dataclass(frozen=True, slots=True)
+class TierCapacity:
+    """The Auto Scaling group of one tier.
+
+    The first of `instance_types` is preferred, the others are used when it is out of stock.
+    `on_demand_base_capacity` instances are On-Demand; of those above, the given percentage.
+    """
+
+    tier: str
+    instance_types: tuple[str, ...]
+    min_size: int
+    max_size: int
+    desired_capacity: int
+    on_demand_base_capacity: int = 0
+    on_demand_percentage_above_base: int = 100
+
+
+DEFAULT_TIERS = (
+    TierCapacity("gold", ("g5.xlarge",), 0, 50, 1, 1, 50),
+    TierCapacity("silver", ("g5.2xlarge",), 0, 30, 1, 1, 50),
+    TierCapacity("bronze", ("c5.4xlarge",), 0, 8, 0),
+)
+"""Maxima for 10,000 players; half of what is above the first GPU is Spot."""
+
+
+def group_name(tier: str) -> str:
+    """The name of a tier's Auto Scaling group."""
+    return f"gamekeeper-{tier}"
+
+
+def boto_client(service: str, endpoint: str, *, region_name: str = "us-east-1") -> Any:
+    """A boto3 client of the local AWS; the credentials are fixed words that it does not check."""
+    return boto3.client(
+        service,
+        endpoint_url=endpoint,
+        region_name=region_name,
+        aws_access_key_id="local",
+        aws_secret_access_key="local",  # noqa: S106 - the local AWS checks no signature
+        config=Config(connect_timeout=5, read_timeout=30, retries={"max_attempts": 3}),
+    )
+
+
+def seed_account(
+    endpoint: str,
+    tiers: Sequence[TierCapacity] = DEFAULT_TIERS,
+    *,
+    region_name: str = "us-east-1",
+    zones: Sequence[str] | None = None,
+    cluster: str = DEFAULT_CLUSTER,
+) -> tuple[str, ...]:
+    """Makes the cluster and every tier's launch template and group exist; returns their names.
+
+    A group that exists keeps its size and gets the wanted bounds. Zones default to the first
+    three of the region.
+    """
+    ec2 = boto_client("ec2", endpoint, region_name=region_name)
+    autoscaling = boto_client("autoscaling", endpoint, region_name=region_name)
+    boto_client("ecs", endpoint, region_name=region_name).create_cluster(clusterName=cluster)
+    if zones is None:
+        described = ec2.describe_availability_zones()["AvailabilityZones"]
+        zones = sorted(zone["ZoneName"] for zone in described)[:3]
+    names = []
+    for tier in tiers:
+        name = group_name(tier.tier)
+        try:
+            ec2.create_launch_template(
+                LaunchTemplateName=name,
+                LaunchTemplateData={
+                    "InstanceType": tier.instance_types[0],
+                    "TagSpecifications": [
+                        {
+                            "ResourceType": "instance",
+                            "Tags": [{"Key": "Name", "Value": name}],
+                        }
+                    ],
+                },
+            )
+        except ClientError as error:
+            if (
+                error.response["Error"]["Code"]
+                != "InvalidLaunchTemplateName.AlreadyExistsException"
+            ):
+                raise
+        _ensure_group(autoscaling, name, tier, zones)
+        names.append(name)
+    return tuple(names)
+
+
+def _ensure_group(autoscaling: Any, name: str, tier: TierCapacity, zones: Sequence[str]) -> None:
+    settings = {
+        "AutoScalingGroupName": name,
+        "MinSize": tier.min_size,
+        "MaxSize": tier.max_size,
+        "AvailabilityZones": list(zones),
+        "MixedInstancesPolicy": {
+            "LaunchTemplate": {
+                "LaunchTemplateSpecification": {
+                    "LaunchTemplateName": name,
+                    "Version": "$Latest",
+                },
+                "Overrides": [{"InstanceType": each} for each in tier.instance_types],
+            },
+            "InstancesDistribution": {
+                "OnDemandAllocationStrategy": "prioritized",
+                "OnDemandBaseCapacity": tier.on_demand_base_capacity,
+                "OnDemandPercentageAboveBaseCapacity": tier.on_demand_percentage_above_base,
+                "SpotAllocationStrategy": "capacity-optimized-prioritized",
+            },
+        },
+    }
+    try:
+        autoscaling.create_auto_scaling_group(
+            **settings,
+            DesiredCapacity=tier.desired_capacity,
+            Tags=[{"Key": TIER_TAG, "Value": tier.tier, "PropagateAtLaunch": True}],
+        )
+    except ClientError as error:
+        if error.response["Error"]["Code"] != "AlreadyExists":
+            raise
+        autoscaling.update_auto_scaling_group(**settings)
