@@ -194,6 +194,17 @@ def test_the_same_seed_gives_the_same_history_whatever_the_steps() -> None:
     assert len(history(1)) > 10
 
 
+def test_tags_of_an_instance_can_be_replaced() -> None:
+    cloud = make_cloud()
+    instance = cloud.launch(0.0, instance_type="g5.xlarge", zone="us-east-1a", tags={"tier": "a"})
+    cloud.set_tags(1.0, instance.instance_id, {"tier": "b", "owner": "ops"})
+    cloud.advance(HOUR)
+    assert cloud.instance(instance.instance_id).tags == {"tier": "b", "owner": "ops"}
+    assert cloud.instance(instance.instance_id).state is InstanceState.RUNNING
+    with pytest.raises(InstanceNotFoundError):
+        cloud.set_tags(HOUR, "i-unknown", {})
+
+
 def test_launch_latency_has_the_documented_median() -> None:
     cloud = make_cloud(seed=5)
     for _ in range(999):
