@@ -43,6 +43,10 @@ def test_an_event_built_from_the_fields_encodes_to_the_vector(vector: dict[str, 
     assert event.SerializeToString(deterministic=True).hex() == vector["hex"]
 
 
+def as_on_the_wire(value: Any) -> Any:
+    return struct.unpack("f", struct.pack("f", value))[0] if isinstance(value, float) else value
+
+
 @pytest.mark.parametrize(
     "vector", [v for v in VECTORS if v["payload_message"]], ids=lambda v: str(v["name"])
 )
@@ -51,9 +55,7 @@ def test_a_payload_decodes_to_its_fields(vector: dict[str, Any]) -> None:
     payload = getattr(events_pb2, vector["payload_message"]).FromString(event.payload)
     for name, expected in vector["payload"].items():
         value = getattr(payload, name)
-        if isinstance(expected, float):
-            (expected,) = struct.unpack("f", struct.pack("f", expected))
-        assert (dict(value) if isinstance(expected, dict) else value) == expected
+        assert (dict(value) if isinstance(expected, dict) else value) == as_on_the_wire(expected)
 
 
 def test_an_unknown_event_type_is_kept() -> None:
