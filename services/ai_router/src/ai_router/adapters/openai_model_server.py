@@ -1,0 +1,253 @@
+"""Model servers with the OpenAI API (vLLM and its kin), over HTTP with streamed answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from ai_router.adapters.event_stream import EventStreamDecoder, EventTooLarge
+from ai_router.domain.generation import FinishReason, GenerationRequest
+from ai_router.ports import AnswerEnd, AnswerPiece, FailureKind, ModelServerFailure
+
+__all__ = ["ModelServerTimeouts", "OpenAiModelServer"]
+
+_DONE = b"[DONE]"
+_REJECTED_STATUSES = frozenset({400, 413, 422})
+_OVERLOADED_STATUSES = frozenset({429, 503})
+_FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+_LOGGED_BODY_BYTES = 500
+# How long to wait for the last, empty chunk of an answer, so that its connection can be used again.
+_LINGER_SECONDS = 0.05
+_KEEPALIVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelServerTimeouts:
+    """How long a model server may be silent, by phase, in seconds."""
+
+    connect_seconds: float = 1.0
+    first_token_seconds: float = 30.0
+    idle_seconds: float = 10.0
+
+
+class OpenAiModelServer:
+    """Sends chat completions and reads their event streams; use as an async context manager.
+
+    Connections are kept and reused, at most `maximum_connections` in all. A connection on which the
+    server closed in the moment of sending is replaced once, since it may have idled too long.
+    """
+
+    def __init__(
+        self,
+        timeouts: ModelServerTimeouts,
+        *,
+        maximum_connections: int = 2000,
+        api_key: str = "",
+        minimum_piece_seconds: float = 0.0,
+    ) -> None:
+        self._timeouts = timeouts
+        self._maximum_connections = maximum_connections
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._minimum_piece_seconds = minimum_piece_seconds
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        timeouts = self._timeouts
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._maximum_connections, keepalive_timeout=_KEEPALIVE_SECONDS
+            ),
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=timeouts.connect_seconds,
+                sock_connect=timeouts.connect_seconds,
+                sock_read=max(timeouts.idle_seconds, timeouts.first_token_seconds),
+            ),
+            headers=self._headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def stream(
+        self, endpoint_url: str, model: str, request: GenerationRequest
+    ) -> AsyncGenerator[AnswerPiece, None]:
+        """Yields the answer as it comes in; text that is there at once comes in one piece.
+
+        Raises:
+            ModelServerFailure: whatever goes wrong.
+        """
+        response: aiohttp.ClientResponse | None = None
+        complete = False
+        try:
+            async with asyncio.timeout(self._timeouts.first_token_seconds) as first_token:
+                response = await self._post(endpoint_url, model, request)
+                await _check_status(response)
+                reader = _AnswerReader(response.content)
+                piece = await reader.read()
+                first_token.reschedule(None)
+            while True:
+                complete = piece.end is not None
+                yield piece
+                if complete:
+                    return
+                if self._minimum_piece_seconds > 0.0:
+                    # What arrives meanwhile waits in the connection's buffer, which is bounded.
+                    await asyncio.sleep(self._minimum_piece_seconds)
+                async with asyncio.timeout(self._timeouts.idle_seconds):
+                    piece = await reader.read()
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise ModelServerFailure(FailureKind.UNREACHABLE, type(error).__name__) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ModelServerFailure(FailureKind.FAILED, type(error).__name__) from error
+        except TimeoutError as error:
+            raise ModelServerFailure(FailureKind.FAILED, "silent for too long") from error
+        finally:
+            if response is not None:
+                if complete:
+                    response.release()
+                else:
+                    response.close()
+
+    async def _post(
+        self, endpoint_url: str, model: str, request: GenerationRequest
+    ) -> aiohttp.ClientResponse:
+        if self._session is None:
+            raise RuntimeError("use OpenAiModelServer as an async context manager")
+        url = f"{endpoint_url.rstrip('/')}/v1/chat/completions"
+        body = json.dumps(_body(model, request), ensure_ascii=False).encode("utf-8", "replace")
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        if request.request_id.isascii() and request.request_id.isprintable():
+            headers["X-Request-Id"] = request.request_id
+        try:
+            return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+        except (aiohttp.ServerDisconnectedError, ConnectionResetError):
+            return await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+
+
+class _AnswerReader:
+    """Turns the bytes of an event stream into pieces of an answer."""
+
+    __slots__ = ("_content", "_decoder", "_finish_reason", "_output_tokens", "_prompt_tokens")
+
+    def __init__(self, content: aiohttp.StreamReader) -> None:
+        self._content = content
+        self._decoder = EventStreamDecoder()
+        self._finish_reason: FinishReason | None = None
+        self._prompt_tokens = 0
+        self._output_tokens = 0
+
+    async def read(self) -> AnswerPiece:
+        """Returns the next text, all that is there, with the end if that is there too."""
+        texts: list[str] = []
+        while not texts:
+            chunk = await self._content.readany()
+            if not chunk:
+                return AnswerPiece("", self._end())
+            try:
+                payloads = self._decoder.feed(chunk)
+            except EventTooLarge:
+                raise ModelServerFailure(FailureKind.FAILED, "an event over 1 MiB") from None
+            for payload in payloads:
+                if payload == _DONE:
+                    end = self._end()
+                    await self._await_last_chunk()
+                    return AnswerPiece("".join(texts), end)
+                text = self._take(payload)
+                if text:
+                    texts.append(text)
+        return AnswerPiece("".join(texts))
+
+    def _take(self, payload: bytes) -> str:
+        try:
+            event = json.loads(payload)
+            if "error" in event:
+                raise ModelServerFailure(FailureKind.FAILED, "an error within the answer")
+            usage = event.get("usage")
+            if usage:
+                self._prompt_tokens = int(usage.get("prompt_tokens") or 0)
+                self._output_tokens = int(usage.get("completion_tokens") or 0)
+            choices = event.get("choices")
+            if not choices:
+                return ""
+            choice = choices[0]
+            finish = choice.get("finish_reason")
+            if finish is not None:
+                self._finish(finish)
+            return choice.get("delta", {}).get("content") or ""
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+            detail = f"an event that is not understood ({type(error).__name__})"
+            raise ModelServerFailure(FailureKind.FAILED, detail) from error
+
+    def _finish(self, finish: str) -> None:
+        if finish == "abort":
+            # vLLM's word for an answer that the server itself gave up.
+            raise ModelServerFailure(FailureKind.FAILED, "the server aborted the answer")
+        self._finish_reason = _FINISH_REASONS.get(finish, FinishReason.UNKNOWN)
+
+    def _end(self) -> AnswerEnd:
+        if self._finish_reason is None:
+            raise ModelServerFailure(FailureKind.FAILED, "the answer broke off")
+        return AnswerEnd(
+            finish_reason=self._finish_reason,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+        )
+
+    async def _await_last_chunk(self) -> None:
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while not self._content.at_eof():
+                    await self._content.readany()
+        except (TimeoutError, aiohttp.ClientError):
+            return  # the answer is whole; only its connection cannot be used again
+
+
+async def _check_status(response: aiohttp.ClientResponse) -> None:
+    status = response.status
+    if status == 200:
+        return
+    excerpt = (await response.content.read(_LOGGED_BODY_BYTES)).decode("utf-8", "replace")
+    if status in _REJECTED_STATUSES:
+        kind = FailureKind.REJECTED
+    elif status in _OVERLOADED_STATUSES:
+        kind = FailureKind.OVERLOADED
+    else:
+        kind = FailureKind.FAILED
+    raise ModelServerFailure(kind, f"HTTP {status}: {excerpt}")
+
+
+def _body(model: str, request: GenerationRequest) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [
+            {"role": message.role.value, "content": message.content} for message in request.messages
+        ],
+        "max_tokens": request.max_output_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.temperature is not None:
+        body["temperature"] = request.temperature
+    if request.top_p is not None:
+        body["top_p"] = request.top_p
+    if request.seed is not None:
+        body["seed"] = request.seed
+    if request.stop:
+        body["stop"] = list(request.stop)
+    return body
