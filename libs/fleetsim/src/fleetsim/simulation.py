@@ -1,0 +1,522 @@
+"""A whole fleet in virtual time: players, router, model servers, Auto Scaling groups, autoscaler.
+
+Every request is simulated, by callbacks on a heap. The policies under test (routing, scaling) are
+ports; everything else is this library's one model of the world, the same that runs in real time.
+The run is a function of its seed: players, cloud and cold starts draw from separate streams, so a
+change of policy leaves the arrivals as they were.
+
+What the simulation itself decides, as the product does: a draining server gets no new requests and
+is terminated when it is empty or `drain_timeout_seconds` have passed; a request whose server dies
+before its first token is routed again (at most `attempts` times), after it the request has failed.
+`frontend_seconds` (network, router, API server) is added to every time to first token.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fleetsim.arrivals import ArrivalProcess
+from fleetsim.cloud import Cloud
+from fleetsim.cloud_state import CloudEvent, CloudEventKind, CloudSettings
+from fleetsim.instance_types import INSTANCE_TYPES, Market
+from fleetsim.model_server import ModelServer
+from fleetsim.profiles import PROFILES, ModelServerProfile
+from fleetsim.routing import SHED, WAIT, PlayerRequest, Router
+from fleetsim.scaling import (
+    FleetObservation,
+    ObservedServer,
+    ScalingOrder,
+    ScalingPolicy,
+    ServerPhase,
+    TierObservation,
+)
+from fleetsim.scaling_group import ScalingGroups
+from fleetsim.scaling_group_state import GroupSettings
+from fleetsim.simulation_result import Outcome, RequestLog, SeriesPoint, SimulationResult
+from fleetsim.tier_window import TierWindow
+from fleetsim.virtual_time import VirtualTime
+
+__all__ = ["FleetSimulation", "SimulationSettings", "TierSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class TierSettings:
+    """One tier's servers and group."""
+
+    profile: ModelServerProfile
+    min_size: int = 0
+    max_size: int = 60
+    start_size: int = 1
+    on_demand_base_capacity: int = 0
+    on_demand_percentage_above_base: int = 100
+    capacity_rebalance: bool = False
+
+
+def _default_tiers() -> dict[str, TierSettings]:
+    return {tier: TierSettings(profile) for tier, profile in PROFILES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationSettings:
+    """How a run is set up. Durations are production seconds; no time is compressed here.
+
+    With `starts_warm` the first servers of each tier are ready at time 0.
+    """
+
+    duration_seconds: float = 3600.0
+    control_interval_seconds: float = 15.0
+    sample_interval_seconds: float = 60.0
+    drain_timeout_seconds: float = 120.0
+    frontend_seconds: float = 0.006
+    max_tokens: int = 400
+    attempts: int = 3
+    starts_warm: bool = True
+    arrival_chunk_seconds: float = 60.0
+    tiers: Mapping[str, TierSettings] = field(default_factory=_default_tiers)
+    cloud: CloudSettings = field(default_factory=CloudSettings)
+
+
+class _Host:
+    """A launched instance and, once its cold start is over, the model server on it."""
+
+    __slots__ = ("drain_deadline", "in_flight", "is_ready", "model", "server_id", "tier", "wake")
+
+    def __init__(self, server_id: str, tier: str, model: ModelServer) -> None:
+        self.server_id = server_id
+        self.tier = tier
+        self.model = model
+        self.is_ready = False
+        self.drain_deadline = math.inf
+        self.wake = math.inf
+        self.in_flight: dict[PlayerRequest, None] = {}
+
+    @property
+    def is_draining(self) -> bool:
+        return not math.isinf(self.drain_deadline)
+
+
+class FleetSimulation:
+    """One run. Build it, call `run` once."""
+
+    def __init__(
+        self,
+        *,
+        arrivals: ArrivalProcess,
+        router: Router,
+        scaler: ScalingPolicy,
+        seed: int,
+        settings: SimulationSettings | None = None,
+    ) -> None:
+        self.settings = settings or SimulationSettings()
+        self._arrivals = arrivals
+        self._router = router
+        self._scaler = scaler
+        streams = np.random.default_rng(seed).spawn(4)
+        self._arrival_rng, cloud_rng, group_rng, self._cold_start_rng = streams
+        self.cloud = Cloud(rng=cloud_rng, settings=self.settings.cloud)
+        self.groups = ScalingGroups(self.cloud, rng=group_rng)
+        self._time = VirtualTime()
+        self._hosts: dict[str, _Host] = {}
+        self._tiers = tuple(arrivals.mix.tiers)
+        self._windows = {tier: TierWindow(index) for index, tier in enumerate(self._tiers)}
+        self._result = SimulationResult(self._tiers, RequestLog(), dict.fromkeys(self._tiers, 0))
+        self._cloud_wake = math.inf
+        self._batch: list[list[float] | list[int]] = [[], [], [], []]
+        self._batch_position = 0
+        self._batch_end = 0.0
+        self._request_number = 0
+        self._segments = {
+            tier: ((tier, arrivals.lengths.shared_prompt_tokens),)
+            if arrivals.lengths.shared_prompt_tokens
+            else ()
+            for tier in self._tiers
+        }
+
+    def run(self) -> SimulationResult:
+        """Run to the end and return the result. Requests still in flight then are not counted."""
+        for tier, tier_settings in self.settings.tiers.items():
+            self._create_group(tier, tier_settings)
+        self._next_arrival(None)
+        self._control(None)
+        self._dispatch_all(None)
+        self._time.at(self.settings.sample_interval_seconds, self._sample)
+        self._time.run_until(self.settings.duration_seconds)
+        self._result.cost_usd = self.cloud.cost_usd(self._time.now)
+        self._result.events_run = self._time.events_run
+        return self._result
+
+    def kill(self, time: float, server_id: str) -> None:
+        """Schedule a host's sudden death (its group replaces it); for scenarios, before `run`."""
+        self._time.at(time, self._kill_now, server_id)
+
+    def at(self, time: float, action: "Callable[[FleetSimulation, float], None]") -> None:
+        """Schedule `action(simulation, now)`; for scenarios such as an empty zone."""
+        self._time.at(time, lambda _: action(self, self._time.now))
+
+    # -- arrivals ----------------------------------------------------------------------------
+
+    def _next_arrival(self, _: None) -> None:
+        """Draw the next chunk of arrivals until there is one, and schedule the first of it."""
+        while self._batch_end < self.settings.duration_seconds:
+            start = self._batch_end
+            end = min(start + self.settings.arrival_chunk_seconds, self.settings.duration_seconds)
+            batch = self._arrivals.draw(self._arrival_rng, start, end)
+            self._batch_end = end
+            if len(batch.times):
+                self._batch = [
+                    batch.times.tolist(),
+                    batch.tier_index.tolist(),
+                    batch.prompt_tokens.tolist(),
+                    batch.output_tokens.tolist(),
+                ]
+                self._batch_position = 0
+                self._time.at(self._batch[0][0], self._arrive)
+                return
+
+    def _arrive(self, _: None) -> None:
+        position = self._batch_position
+        times, tiers, prompts, outputs = self._batch
+        tier = self._tiers[tiers[position]]  # type: ignore[index]  # the column holds integers
+        limit = self.settings.max_tokens
+        longest = self.settings.tiers[tier].profile.max_model_len_tokens - limit
+        request = PlayerRequest(
+            self._request_number,
+            min(prompts[position], longest),  # type: ignore[arg-type]  # as above
+            min(outputs[position], limit),  # type: ignore[arg-type]  # as above
+            tier=tier,
+            max_tokens=limit,
+            entered_time=self._time.now,
+        )
+        self._request_number += 1
+        segments = self._segments[tier]
+        if segments and request.prompt_tokens > segments[0][1]:
+            request.prefix_segments = segments
+        self._result.arrived[tier] += 1
+        window = self._windows[tier]
+        window.arrived += 1
+        window.arrived_tokens += request.prompt_tokens + request.output_tokens
+        self._batch_position = position = position + 1
+        if position < len(times):
+            self._time.at(times[position], self._arrive)
+        else:
+            self._next_arrival(None)
+        self._route(request)
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def _route(self, request: PlayerRequest) -> None:
+        chosen = self._router.route(self._time.now, request)
+        if chosen == SHED:
+            self._end(request, Outcome.SHED)
+        elif chosen != WAIT:
+            self._submit(request, chosen)
+
+    def _submit(self, request: PlayerRequest, server_id: str) -> None:
+        host = self._hosts[server_id]
+        request.server_id = server_id
+        request.attempts += 1
+        host.in_flight[request] = None
+        host.model.submit(self._time.now, request)
+        upcoming = host.model.next_event_time()
+        if upcoming < host.wake:
+            host.wake = upcoming
+            self._time.at(upcoming, self._wake, host)
+
+    def _wake(self, host: _Host) -> None:
+        now = self._time.now
+        if now < host.wake or host.server_id not in self._hosts:
+            return
+        finished = host.model.advance(now)
+        host.wake = upcoming = host.model.next_event_time()
+        if upcoming != math.inf:
+            self._time.at(upcoming, self._wake, host)
+        if finished:
+            router = self._router
+            for request in finished:
+                del host.in_flight[request]  # type: ignore[arg-type]  # we submit only these
+                router.finished(now, request)  # type: ignore[arg-type]  # as above
+                self._end(request, Outcome.FINISHED)  # type: ignore[arg-type]  # as above
+            self._dispatch(host.tier)
+            if host.is_draining and not host.in_flight:
+                self._terminate(host)
+
+    def _end(self, request: PlayerRequest, outcome: Outcome) -> None:
+        window = self._windows[request.tier]
+        if outcome is Outcome.FINISHED:
+            first = request.first_token_time - request.entered_time
+            first += self.settings.frontend_seconds
+            tokens = request.output_tokens
+            pace = math.nan
+            if tokens > 1:
+                pace = (request.finish_time - request.first_token_time) / (tokens - 1)
+            window.finish(first, pace)
+        else:
+            first = pace = math.nan
+            window.miss(outcome)
+        log = self._result.requests
+        log.end_time.append(self._time.now)
+        log.first_token_seconds.append(first)
+        log.seconds_per_token.append(pace)
+        log.outcome.append(outcome)
+        log.tier.append(window.tier_index)
+
+    def _dispatch(self, tier: str) -> None:
+        for request, chosen in self._router.dispatch(self._time.now, tier):
+            if chosen == SHED:
+                self._end(request, Outcome.SHED)
+            else:
+                self._submit(request, chosen)
+
+    def _dispatch_all(self, _: None) -> None:
+        for tier in self._tiers:
+            self._dispatch(tier)
+        self._time.at(self._time.now + 1.0, self._dispatch_all)
+
+    # -- hosts -------------------------------------------------------------------------------
+
+    def _create_group(self, tier: str, tier_settings: TierSettings) -> None:
+        settings = GroupSettings(
+            name=tier,
+            instance_types=(tier_settings.profile.instance_type,),
+            zones=self.cloud.settings.zones,
+            min_size=tier_settings.min_size,
+            max_size=tier_settings.max_size,
+            on_demand_base_capacity=tier_settings.on_demand_base_capacity,
+            on_demand_percentage_above_base=tier_settings.on_demand_percentage_above_base,
+            capacity_rebalance=tier_settings.capacity_rebalance,
+        )
+        start = max(tier_settings.start_size, tier_settings.min_size)
+        view = self.groups.create(self._time.now, settings, desired_capacity=start)
+        if self.settings.starts_warm:
+            for member in view.instances:
+                self._add_host(member.instance_id, tier)
+                self._ready(member.instance_id)
+        self._follow_cloud()
+
+    def _follow_cloud(self) -> None:
+        """Handle what the cloud did, and come back when it will do something."""
+        now = self._time.now
+        for event in self.groups.advance(now):
+            self._handle(event)
+        upcoming = self.groups.next_event_time()
+        if upcoming is not None and upcoming < self._cloud_wake:
+            self._cloud_wake = max(upcoming, now)
+            self._time.at(self._cloud_wake, self._cloud_tick)
+
+    def _cloud_tick(self, _: None) -> None:
+        self._cloud_wake = math.inf
+        self._follow_cloud()
+
+    def _handle(self, event: CloudEvent) -> None:
+        instance = event.instance
+        if instance is None:
+            return
+        if event.kind is CloudEventKind.INSTANCE_RUNNING:
+            if instance.instance_id in self._hosts:
+                return
+            tier = self.groups.group_name_of(instance.instance_id)
+            if tier is not None:
+                self._add_host(instance.instance_id, tier)
+                profile = self.settings.tiers[tier].profile
+                cold_start = profile.cold_start.draw(self._cold_start_rng, start_time=event.time)
+                ready_time = max(cold_start.ready_time, self._time.now)
+                self._time.at(ready_time, self._ready, instance.instance_id)
+        elif event.kind is CloudEventKind.SPOT_INTERRUPTION_NOTICE:
+            host = self._hosts.get(instance.instance_id)
+            if host is not None and host.is_ready and not host.is_draining:
+                # The notice is the instance's own drain order; the group replaces it afterwards.
+                host.drain_deadline = instance.termination_time or self._time.now
+                self._router.server_draining(self._time.now, host.server_id)
+        elif event.kind is CloudEventKind.INSTANCE_SHUTTING_DOWN:
+            self._lose(instance.instance_id)
+
+    def _add_host(self, server_id: str, tier: str) -> None:
+        profile = self.settings.tiers[tier].profile
+        model = ModelServer(profile, server_id=server_id, start_time=self._time.now)
+        self._hosts[server_id] = _Host(server_id, tier, model)
+
+    def _ready(self, server_id: str) -> None:
+        host = self._hosts.get(server_id)
+        if host is None:
+            return
+        host.is_ready = True
+        self._router.server_ready(self._time.now, server_id, host.model.profile)
+        if host.is_draining:
+            self._router.server_draining(self._time.now, server_id)
+        else:
+            self._dispatch(host.tier)
+
+    def _lose(self, server_id: str) -> None:
+        """The host is gone: what had its first token has failed, the rest is routed again."""
+        host = self._hosts.pop(server_id, None)
+        if host is None:
+            return
+        now = self._time.now
+        host.model.fail(now)
+        lost = list(host.in_flight)
+        for request in lost:
+            self._router.finished(now, request)
+        if host.is_ready:
+            self._router.server_gone(now, server_id)
+        for request in lost:
+            if math.isnan(request.first_token_time) and request.attempts < self.settings.attempts:
+                request.start_over()
+                self._route(request)
+            else:
+                self._end(request, Outcome.FAILED)
+
+    def _kill_now(self, server_id: str) -> None:
+        self.cloud.terminate(self._time.now, [server_id])
+        self._follow_cloud()
+
+    def _terminate(self, host: _Host) -> None:
+        """End a drained member by id. One the cloud already takes away needs no help."""
+        instance = self.cloud.instance(host.server_id)
+        if instance.interruption_notice_time is None and instance.is_alive:
+            self.groups.terminate_instance(
+                self._time.now, host.server_id, decrement_desired_capacity=True
+            )
+            self._follow_cloud()
+
+    # -- control -----------------------------------------------------------------------------
+
+    def _control(self, _: None) -> None:
+        now = self._time.now
+        self._follow_cloud()
+        for host in list(self._hosts.values()):
+            if host.drain_deadline <= now:
+                self._terminate(host)
+        observation = self._observe(now)
+        for tier, order in self._scaler.decide(observation).items():
+            self._apply(now, tier, order)
+        for window in self._windows.values():
+            window.end_control_interval()
+        self._follow_cloud()
+        self._time.at(now + self.settings.control_interval_seconds, self._control)
+
+    def _apply(self, now: float, tier: str, order: ScalingOrder) -> None:
+        group = self.groups.group(tier)
+        members = [
+            m.instance_id for m in group.instances if m.lifecycle_state.counts_towards_desired
+        ]
+        hosts = [self._hosts[m] for m in members if m in self._hosts]
+        for server_id in order.resume:
+            host = self._hosts.get(server_id)
+            if host is not None and self._is_ordered_drain(host):
+                host.drain_deadline = math.inf
+                if host.is_ready:
+                    self._router.server_ready(now, server_id, host.model.profile)
+        draining = sum(1 for h in hosts if self._is_ordered_drain(h))
+        desired = min(max(order.desired, group.settings.min_size), group.settings.max_size)
+        staying = group.desired_capacity - draining
+        if desired >= staying:
+            size = min(desired + draining, group.settings.max_size)
+            if size > group.desired_capacity:
+                self.groups.set_desired_capacity(now, tier, size)
+            return
+        surplus = staying - desired
+        named = {server_id: rank for rank, server_id in enumerate(order.drain)}
+        pending = [m for m in members if m not in self._hosts or not self._hosts[m].is_ready]
+        ready = [h for h in hosts if h.is_ready and not h.is_draining]
+        ready.sort(key=lambda h: (named.get(h.server_id, len(named)), len(h.in_flight)))
+        # What does not serve yet goes first, newest first: nobody would miss it.
+        for server_id in reversed(pending):
+            if surplus == 0:
+                return
+            self.groups.terminate_instance(now, server_id, decrement_desired_capacity=True)
+            surplus -= 1
+        for host in ready[:surplus]:
+            host.drain_deadline = now + self.settings.drain_timeout_seconds
+            self._router.server_draining(now, host.server_id)
+            surplus -= 1
+            if not host.in_flight:
+                self._terminate(host)
+        # A group that could not launch all it wanted has fewer members than its size.
+        if surplus > 0 and group.desired_capacity - surplus >= group.settings.min_size:
+            self.groups.set_desired_capacity(now, tier, group.desired_capacity - surplus)
+
+    def _is_ordered_drain(self, host: _Host) -> bool:
+        if not host.is_draining:
+            return False
+        return self.cloud.instance(host.server_id).interruption_notice_time is None
+
+    def _observe(self, now: float) -> FleetObservation:
+        interval = self.settings.control_interval_seconds
+        tiers = {
+            tier: self._observe_tier(now, tier, interval)
+            for tier in self._tiers
+            if tier in self.settings.tiers
+        }
+        players = int(self._arrivals.players.players_at(now))
+        return FleetObservation(now, interval, players, tiers)
+
+    def _observe_tier(self, now: float, tier: str, interval: float) -> TierObservation:
+        group = self.groups.group(tier)
+        window = self._windows[tier]
+        queued, queued_tokens = self._router.queued(tier)
+        first, pace = window.control_latencies()
+        profile = self.settings.tiers[tier].profile
+        return TierObservation(
+            tier=tier,
+            group_desired=group.desired_capacity,
+            group_minimum=group.settings.min_size,
+            group_maximum=group.settings.max_size,
+            servers=tuple(
+                self._observe_server(now, member.instance_id)
+                for member in group.instances
+                if member.lifecycle_state.counts_towards_desired
+            ),
+            arrivals_per_second=window.control_arrived / interval,
+            arrived_tokens_per_second=window.control_arrived_tokens / interval,
+            finished_per_second=window.control_finished / interval,
+            shed_per_second=window.control_shed / interval,
+            queued=queued,
+            queued_tokens=queued_tokens,
+            time_to_first_token_p95_seconds=first,
+            time_per_token_p95_seconds=pace,
+            usd_per_hour_per_server=INSTANCE_TYPES[profile.instance_type].usd_per_hour(
+                Market.ON_DEMAND
+            ),
+        )
+
+    def _observe_server(self, now: float, server_id: str) -> ObservedServer:
+        instance = self.cloud.instance(server_id)
+        host = self._hosts.get(server_id)
+        notice = instance.interruption_notice_time
+        if host is None or not host.is_ready:
+            phase = ServerPhase.PENDING
+            return ObservedServer(server_id, phase, instance.launch_time, 0, 0, 0, 0.0, notice)
+        load = host.model.load(now)
+        return ObservedServer(
+            server_id,
+            ServerPhase.DRAINING if host.is_draining else ServerPhase.READY,
+            instance.launch_time,
+            load.running,
+            load.waiting,
+            int(load.running_tokens) + load.waiting_tokens,
+            load.kv_cache_usage_ratio,
+            notice,
+        )
+
+    # -- samples -----------------------------------------------------------------------------
+
+    def _sample(self, _: None) -> None:
+        now = self._time.now
+        points = {}
+        for tier in self._tiers:
+            group = self.groups.group(tier)
+            hosts = [h for h in self._hosts.values() if h.tier == tier and h.is_ready]
+            points[tier] = self._windows[tier].sample(
+                desired=group.desired_capacity,
+                launched=len(group.instances),
+                ready=sum(1 for h in hosts if not h.is_draining),
+                draining=sum(1 for h in hosts if h.is_draining),
+                running=sum(h.model.running_count for h in hosts),
+                waiting=sum(h.model.waiting_count for h in hosts),
+                queued=self._router.queued(tier)[0],
+            )
+        players = float(self._arrivals.players.players_at(now))
+        self._result.series.append(SeriesPoint(now, players, self.cloud.cost_usd(now), points))
+        self._time.at(now + self.settings.sample_interval_seconds, self._sample)
