@@ -1,0 +1,1 @@
+"""What the knowledge base talks to; one outside system per module."""

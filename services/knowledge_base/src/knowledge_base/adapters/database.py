@@ -1,0 +1,155 @@
+"""The connection to PostgreSQL: vectors on the wire, the role's limits, errors that callers see."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any
+
+import asyncpg
+import numpy as np
+from numpy.typing import NDArray
+
+from knowledge_base.domain.errors import (
+    ConceptNotFound,
+    RequestIdReused,
+    WorldNameTaken,
+    WorldNotFound,
+)
+from servicekit.errors import ServiceError
+from servicekit.postgres import database_errors, load_queries, open_pool
+
+__all__ = [
+    "QUERIES",
+    "Database",
+    "UnsafeDatabaseError",
+    "decode_vector",
+    "encode_vector",
+    "open_database",
+]
+
+QUERIES = load_queries("knowledge_base")
+
+_APPLICATION_NAME = "knowledge_base"
+_ACQUIRE_TIMEOUT_SECONDS = 3.0
+
+# pgvector's binary form: dimensions and an unused word, both uint16, then float32; big-endian.
+_VECTOR_HEADER = np.dtype(">u2")
+_VECTOR_ELEMENT = np.dtype(">f4")
+_VECTOR_HEADER_BYTES = 4
+
+
+class UnsafeDatabaseError(Exception):
+    """The connection would not be bound by the isolation of worlds, or the schema is missing.
+
+    The message tells the operator what to change.
+    """
+
+
+class Database:
+    """Runs statements, each as one transaction in one round trip.
+
+    Raises DatabaseAway when the database cannot be reached or does not answer in time, and the
+    domain's errors for the SQLSTATEs the schema raises.
+    """
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def fetch(self, query: str, *arguments: Any) -> list[Any]:
+        """Returns all rows."""
+        async with self.connection() as connection:
+            rows: list[Any] = await connection.fetch(query, *arguments)
+            return rows
+
+    async def fetch_value(self, query: str, *arguments: Any) -> Any:
+        """Returns the first column of the first row, None when there is no row."""
+        async with self.connection() as connection:
+            return await connection.fetchval(query, *arguments)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """Lends a connection; errors inside become those of this class."""
+        with _caller_errors(), database_errors():
+            async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
+                yield connection
+
+
+def open_database(
+    url: str, *, pool_size: int, statement_timeout_seconds: float
+) -> AbstractAsyncContextManager[asyncpg.Pool]:
+    """Opens the pool whose connections `Database` uses; it recovers by itself.
+
+    Raises UnsafeDatabaseError when the database answers and the role or the schema is not right.
+    """
+    return open_pool(
+        url,
+        application_name=_APPLICATION_NAME,
+        maximum=pool_size,
+        command_timeout_seconds=statement_timeout_seconds,
+        init=_prepare_connection,
+    )
+
+
+async def _prepare_connection(connection: asyncpg.Connection) -> None:
+    """Checks every new connection, so also those after a failover to another server."""
+    session = await connection.fetchrow(QUERIES.check_session)
+    if session["bypasses"] or session["owns"]:
+        raise UnsafeDatabaseError(
+            f"the role {session['role']!r} of KNOWLEDGE_BASE_DATABASE_URL is a superuser, bypasses "
+            "row-level security or owns the tables, so worlds would not be kept apart; use the "
+            "role that `python -m knowledge_base migrate` makes (KNOWLEDGE_BASE_SERVICE_ROLE)"
+        )
+    if not session["is_migrated"]:
+        raise UnsafeDatabaseError(
+            "the database lacks the schema knowledge_base or is older than this version; run "
+            "`python -m knowledge_base migrate`"
+        )
+    await connection.set_type_codec(
+        "vector",
+        schema=await connection.fetchval(QUERIES.vector_schema),
+        # Callers encode vectors themselves: asyncpg takes a numpy array inside a list of vectors
+        # for another dimension of the list.
+        encoder=bytes,
+        decoder=decode_vector,
+        format="binary",
+    )
+
+
+def encode_vector(vector: NDArray[np.float32]) -> bytes:
+    """Returns pgvector's binary form of a vector, as statements take it."""
+    header = np.array([vector.shape[0], 0], dtype=_VECTOR_HEADER)
+    return header.tobytes() + vector.astype(_VECTOR_ELEMENT).tobytes()
+
+
+def decode_vector(data: bytes) -> NDArray[np.float32]:
+    """Returns the vector of pgvector's binary form."""
+    return np.frombuffer(data, dtype=_VECTOR_ELEMENT, offset=_VECTOR_HEADER_BYTES).astype(
+        np.float32
+    )
+
+
+@contextmanager
+def _caller_errors() -> Iterator[None]:
+    """Turns the SQLSTATEs that the schema raises into the domain's errors (see migration 0003)."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        raise _domain_error(error) or error from error
+
+
+def _domain_error(error: asyncpg.PostgresError) -> ServiceError | None:
+    match error.sqlstate:
+        case "KB001":
+            return WorldNotFound("There is no world with this world_id; see ListWorlds.")
+        case "KB002":
+            return RequestIdReused(
+                "This request_id was used for another request; use a new UUID for each request "
+                "and the same one only to repeat it."
+            )
+        case "KB003":
+            return WorldNameTaken("A world of this name exists; choose another name.")
+        case "KB004":
+            return ConceptNotFound(
+                "The world sees no concept of this name; record it with PutConcept first.",
+                metadata={"field": str(error.detail)},
+            )
+    return None

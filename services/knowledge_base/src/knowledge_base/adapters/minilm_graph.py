@@ -1,0 +1,208 @@
+"""Writes all-MiniLM-L6-v2 as an ONNX graph from its weights.
+
+The architecture is BERT (Devlin et al. 2019) with 6 layers, 12 heads, width 384 and the exact (erf)
+GELU, followed by mean pooling over the real tokens and L2 normalisation (Reimers & Gurevych 2019),
+all inside the graph. The graph uses ONNX's standard operators only; onnxruntime fuses them.
+
+    input_ids, attention_mask: int64 [batch, tokens]  ->  embedding: float32 [batch, 384]
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from safetensors import safe_open
+
+__all__ = ["GRAPH_FILE", "WEIGHTS_FILE", "write_graph"]
+
+GRAPH_FILE = "model.onnx"
+WEIGHTS_FILE = "weights.bin"
+
+LAYERS = 6
+HEADS = 12
+HIDDEN_SIZE = 384
+HEAD_SIZE = HIDDEN_SIZE // HEADS
+LAYER_NORM_EPSILON = 1e-12
+
+# onnxruntime maps the weights file; mapped tensors start on page boundaries.
+_ALIGNMENT_BYTES = 4096
+_OPSET = 17
+_IR_VERSION = 9
+
+
+def write_graph(weights: Path, directory: Path) -> None:
+    """Writes `GRAPH_FILE` and `WEIGHTS_FILE` into `directory` from a safetensors file.
+
+    Raises OSError when it cannot be written.
+    """
+    builder = _GraphBuilder()
+    with (
+        safe_open(str(weights), framework="numpy") as tensors,
+        (directory / WEIGHTS_FILE).open("wb") as data,
+    ):
+        builder.build(tensors, data)
+        data.flush()
+        os.fsync(data.fileno())
+    model = helper.make_model(
+        helper.make_graph(
+            builder.nodes,
+            "all-MiniLM-L6-v2",
+            [
+                helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+                for name in ("input_ids", "attention_mask")
+            ],
+            [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", HIDDEN_SIZE])],
+            initializer=builder.initializers,
+        ),
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+        producer_name="gamekeeper",
+    )
+    onnx.save_model(model, str(directory / GRAPH_FILE))
+
+
+class _GraphBuilder:
+    """Collects the nodes; big tensors go to the weights file, small constants into the graph."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self._tensors: Any = None
+        self._data: Any = None
+
+    def build(self, tensors: Any, data: Any) -> None:
+        self._tensors, self._data = tensors, data
+        additive_mask = self._additive_mask()
+        hidden = self._embeddings()
+        for layer in range(LAYERS):
+            hidden = self._layer(f"encoder.layer.{layer}", hidden, additive_mask)
+        self._pool(hidden)
+
+    def _embeddings(self) -> str:
+        words = self._node(
+            "Gather", self._weight("embeddings.word_embeddings.weight"), "input_ids", axis=0
+        )
+        shape = self._node("Shape", "input_ids")
+        length = self._node("Gather", shape, self._integers("one_index", [1]), axis=0)
+        positions = self._node(
+            "Slice",
+            self._weight("embeddings.position_embeddings.weight"),
+            self._integers("slice_start", [0]),
+            length,
+        )
+        # Single sentences only: the token type is always 0, so its embedding is a constant.
+        token_type = self._tensors.get_tensor("embeddings.token_type_embeddings.weight")[0]
+        summed = self._node("Add", words, positions)
+        summed = self._node("Add", summed, self._constant("token_type_0", token_type))
+        return self._layer_norm(summed, "embeddings.LayerNorm")
+
+    def _additive_mask(self) -> str:
+        """Returns [batch, 1, 1, tokens]: 0 on real tokens, the lowest float on padding."""
+        mask = self._node("Cast", "attention_mask", to=TensorProto.FLOAT)
+        mask = self._node("Unsqueeze", mask, self._integers("mask_axes", [1, 2]))
+        inverted = self._node("Sub", self._floats("one", 1.0), mask)
+        return self._node("Mul", inverted, self._floats("lowest", float(np.finfo(np.float32).min)))
+
+    def _layer(self, prefix: str, hidden: str, additive_mask: str) -> str:
+        attention = f"{prefix}.attention"
+        query = self._heads(f"{attention}.self.query", hidden, (0, 2, 1, 3))
+        key = self._heads(f"{attention}.self.key", hidden, (0, 2, 3, 1))
+        value = self._heads(f"{attention}.self.value", hidden, (0, 2, 1, 3))
+        scores = self._node("MatMul", query, key)
+        scores = self._node("Div", scores, self._floats("scale", HEAD_SIZE**0.5))
+        scores = self._node("Add", scores, additive_mask)
+        weights = self._node("Softmax", scores, axis=-1)
+        context = self._node("MatMul", weights, value)
+        context = self._node("Transpose", context, perm=(0, 2, 1, 3))
+        context = self._node(
+            "Reshape", context, self._integers("joined_heads", [0, 0, HIDDEN_SIZE])
+        )
+        attended = self._node("Add", self._dense(f"{attention}.output.dense", context), hidden)
+        attended = self._layer_norm(attended, f"{attention}.output.LayerNorm")
+        inner = self._gelu(self._dense(f"{prefix}.intermediate.dense", attended))
+        out = self._node("Add", self._dense(f"{prefix}.output.dense", inner), attended)
+        return self._layer_norm(out, f"{prefix}.output.LayerNorm")
+
+    def _heads(self, name: str, hidden: str, order: tuple[int, ...]) -> str:
+        split = self._node(
+            "Reshape",
+            self._dense(name, hidden),
+            self._integers("split_heads", [0, 0, HEADS, HEAD_SIZE]),
+        )
+        return self._node("Transpose", split, perm=order)
+
+    def _dense(self, name: str, hidden: str) -> str:
+        product = self._node("MatMul", hidden, self._weight(f"{name}.weight", transposed=True))
+        return self._node("Add", product, self._weight(f"{name}.bias"))
+
+    def _gelu(self, hidden: str) -> str:
+        inner = self._node("Div", hidden, self._floats("sqrt_2", 2.0**0.5))
+        inner = self._node("Add", self._node("Erf", inner), self._floats("one", 1.0))
+        inner = self._node("Mul", hidden, inner)
+        return self._node("Mul", inner, self._floats("half", 0.5))
+
+    def _layer_norm(self, hidden: str, name: str) -> str:
+        return self._node(
+            "LayerNormalization",
+            hidden,
+            self._weight(f"{name}.weight"),
+            self._weight(f"{name}.bias"),
+            axis=-1,
+            epsilon=LAYER_NORM_EPSILON,
+        )
+
+    def _pool(self, hidden: str) -> None:
+        mask = self._node("Cast", "attention_mask", to=TensorProto.FLOAT)
+        mask = self._node("Unsqueeze", mask, self._integers("last_axis", [2]))
+        tokens_axis = self._integers("tokens_axis", [1])
+        total = self._node("ReduceSum", self._node("Mul", hidden, mask), tokens_axis, keepdims=0)
+        # Mean and sum have one direction, so the norm makes dividing by the count superfluous.
+        norm = self._node("ReduceL2", total, axes=[1], keepdims=1)
+        norm = self._node("Max", norm, self._floats("tiny", 1e-12))
+        self.nodes.append(helper.make_node("Div", [total, norm], ["embedding"]))
+
+    # --- tensors ------------------------------------------------------------------------------
+
+    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        output = f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def _weight(self, name: str, *, transposed: bool = False) -> str:
+        array = self._tensors.get_tensor(name)
+        return self._constant(name, array.T if transposed else array)
+
+    def _integers(self, name: str, values: list[int]) -> str:
+        return self._constant(name, np.array(values, dtype=np.int64))
+
+    def _floats(self, name: str, value: float) -> str:
+        return self._constant(name, np.array(value, dtype=np.float32))
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        if any(tensor.name == name for tensor in self.initializers):
+            return name
+        contiguous = np.ascontiguousarray(array)
+        if contiguous.nbytes < _ALIGNMENT_BYTES:
+            self.initializers.append(onnx.numpy_helper.from_array(contiguous, name))
+            return name
+        self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT_BYTES))
+        tensor = TensorProto(
+            name=name,
+            data_type=helper.np_dtype_to_tensor_dtype(contiguous.dtype),
+            dims=contiguous.shape,
+            data_location=TensorProto.EXTERNAL,
+        )
+        location = {
+            "location": WEIGHTS_FILE,
+            "offset": self._data.tell(),
+            "length": contiguous.nbytes,
+        }
+        for key, value in location.items():
+            tensor.external_data.add(key=key, value=str(value))
+        self._data.write(contiguous.tobytes())
+        self.initializers.append(tensor)
+        return name

@@ -1,0 +1,185 @@
+"""Lore in PostgreSQL."""
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from knowledge_base.adapters.database import QUERIES, Database, encode_vector
+from knowledge_base.domain.chunking import ChunkedDocument
+from knowledge_base.domain.errors import IngestInProgress
+from knowledge_base.domain.lore import (
+    Citation,
+    Document,
+    RankingParameters,
+    SearchQuery,
+    SearchResult,
+)
+from knowledge_base.ports import DocumentVersion, IngestSession, Vector
+from servicekit.clock import Clock
+
+__all__ = ["PostgresLore"]
+
+# Storing a document of a megabyte takes longer than any statement that answers a player.
+_INGEST_STATEMENT_SECONDS = 60.0
+_LOCK_POLL_SECONDS = 0.1
+
+
+class PostgresLore:
+    """The port `LoreStore` on PostgreSQL.
+
+    Ingests of one collection exclude each other by a session-level advisory lock; behind a
+    connection pooler this needs session pooling.
+    """
+
+    def __init__(self, database: Database, clock: Clock, *, lock_wait_seconds: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._lock_wait_seconds = lock_wait_seconds
+
+    @asynccontextmanager
+    async def ingest_session(self, collection: str) -> AsyncIterator[IngestSession]:
+        """Returns a session once no other one writes to the collection.
+
+        The lock and the writes share one connection, so a session that lost its lock cannot write.
+
+        Raises IngestInProgress when that takes too long.
+        """
+        async with self._database.connection() as connection:
+            await self._lock(connection, collection)
+            try:
+                await connection.execute(
+                    f"SET statement_timeout TO {round(_INGEST_STATEMENT_SECONDS * 1000)}"
+                )
+                yield _PostgresIngestSession(connection, collection)
+            finally:
+                if not connection.is_closed():
+                    await connection.execute("RESET statement_timeout")
+                    await connection.fetchval(QUERIES.unlock_collection, collection)
+
+    async def list_documents(
+        self, collection: str | None, after: tuple[str, str], limit: int
+    ) -> list[Document]:
+        """Returns documents in the order of (path, collection), after the one named."""
+        rows = await self._database.fetch(QUERIES.list_documents, collection, *after, limit)
+        return [
+            Document(
+                row["collection"],
+                row["path"],
+                row["title"],
+                row["chunk_count"],
+                row["ingest_time"],
+                row["content_sha256"],
+            )
+            for row in rows
+        ]
+
+    async def search(
+        self, query: SearchQuery, embedding: Vector | None, parameters: RankingParameters
+    ) -> list[SearchResult]:
+        """Returns passages, best first, in one round trip; `embedding` is None in mode keyword."""
+        rows = await self._database.fetch(
+            QUERIES.search_lore,
+            query.text,
+            None if embedding is None else encode_vector(embedding),
+            query.mode.value,
+            list(query.collections) or None,
+            query.limit,
+            parameters.vector_weight,
+            parameters.k1,
+            parameters.b,
+        )
+        return [
+            SearchResult(
+                row["text"],
+                Citation(
+                    row["collection"],
+                    row["path"],
+                    tuple(row["heading_path"]),
+                    row["start_line"],
+                    row["end_line"],
+                ),
+                row["score"],
+                row["vector_score"],
+                row["keyword_score"],
+            )
+            for row in rows
+        ]
+
+    async def _lock(self, connection: asyncpg.Connection, collection: str) -> None:
+        deadline = self._clock.monotonic() + self._lock_wait_seconds
+        while not await connection.fetchval(QUERIES.try_lock_collection, collection):
+            if self._clock.monotonic() >= deadline:
+                raise IngestInProgress(
+                    f"Another ingest of the collection {collection!r} is running; repeat this one "
+                    "when it has ended.",
+                    metadata={"collection": collection},
+                )
+            await self._clock.sleep(_LOCK_POLL_SECONDS)
+
+
+class _PostgresIngestSession:
+    """Writes to one collection on the connection that holds its lock."""
+
+    def __init__(self, connection: asyncpg.Connection, collection: str) -> None:
+        self._connection = connection
+        self._collection = collection
+
+    async def versions(self) -> dict[str, DocumentVersion]:
+        rows = await self._fetch(QUERIES.document_versions, self._collection)
+        return {
+            row["path"]: DocumentVersion(row["content_sha256"], row["recipe"], row["chunk_count"])
+            for row in rows
+        }
+
+    async def known_embeddings(self, hashes: Sequence[bytes], recipe: str) -> dict[bytes, Vector]:
+        rows = await self._fetch(QUERIES.known_embeddings, list(hashes), recipe)
+        return {row["embedding_input_sha256"]: row["embedding"] for row in rows}
+
+    async def replace_document(
+        self,
+        path: str,
+        document: ChunkedDocument,
+        version: DocumentVersion,
+        embeddings: Vector,
+        now: datetime,
+    ) -> None:
+        chunks = [
+            {
+                "heading_path": chunk.heading_path,
+                "start_line": chunk.start_line,
+                "end_line": chunk.end_line,
+                "text": chunk.text,
+                "search_text": chunk.search_text,
+            }
+            for chunk in document.chunks
+        ]
+        await self._fetch(
+            QUERIES.replace_document,
+            self._collection,
+            path,
+            document.title,
+            json.dumps(dict(document.front_matter)),
+            version.content_sha256,
+            version.recipe,
+            now,
+            json.dumps(chunks),
+            [chunk.search_text_sha256 for chunk in document.chunks],
+            [encode_vector(embedding) for embedding in embeddings],
+        )
+
+    async def remove_missing(self, kept: Sequence[str]) -> list[str]:
+        rows = await self._fetch(QUERIES.remove_missing_documents, self._collection, list(kept))
+        return [row["path"] for row in rows]
+
+    async def chunk_count(self) -> int:
+        return int((await self._fetch(QUERIES.chunk_count, self._collection))[0][0])
+
+    async def _fetch(self, query: str, *arguments: Any) -> list[Any]:
+        rows: list[Any] = await self._connection.fetch(
+            query, *arguments, timeout=_INGEST_STATEMENT_SECONDS
+        )
+        return rows

@@ -1,0 +1,1 @@
+"""What the knowledge base knows and decides; pure."""

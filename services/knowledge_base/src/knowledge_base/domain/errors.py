@@ -1,0 +1,100 @@
+"""The errors of the knowledge base that callers see.
+
+InvalidRequest
+├── InvalidText           a character that cannot be stored
+├── InvalidDocument       a document that cannot be ingested
+├── InvalidIdentifier     not a UUID
+├── InvalidPageToken      not from the previous page
+└── RequestIdReused       one request id for two requests
+NotFound
+├── WorldNotFound
+└── ConceptNotFound
+AlreadyExists
+└── WorldNameTaken
+Aborted
+└── IngestInProgress      another ingest of the collection takes too long
+ResourceExhausted
+└── TooManyIngests
+"""
+
+from servicekit.errors import (
+    Aborted,
+    AlreadyExists,
+    InvalidRequest,
+    NotFound,
+    ResourceExhausted,
+)
+
+__all__ = [
+    "ConceptNotFound",
+    "IngestInProgress",
+    "InvalidDocument",
+    "InvalidIdentifier",
+    "InvalidPageToken",
+    "InvalidText",
+    "RequestIdReused",
+    "TooManyIngests",
+    "WorldNameTaken",
+    "WorldNotFound",
+]
+
+
+class InvalidText(InvalidRequest):
+    """A text holds a character that cannot be stored."""
+
+    reason = "INVALID_TEXT"
+
+
+class InvalidDocument(InvalidRequest):
+    """A document cannot be ingested."""
+
+    reason = "INVALID_DOCUMENT"
+
+
+class InvalidIdentifier(InvalidRequest):
+    """An identifier is not a UUID."""
+
+    reason = "INVALID_IDENTIFIER"
+
+
+class InvalidPageToken(InvalidRequest):
+    """A page token does not come from the previous page of the same list."""
+
+    reason = "INVALID_PAGE_TOKEN"
+
+
+class RequestIdReused(InvalidRequest):
+    """A request id was used before, with another method or another content."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class WorldNotFound(NotFound):
+    """The world does not exist."""
+
+    reason = "WORLD_NOT_FOUND"
+
+
+class ConceptNotFound(NotFound):
+    """The concept does not exist as the world sees it."""
+
+    reason = "CONCEPT_NOT_FOUND"
+
+
+class WorldNameTaken(AlreadyExists):
+    """Another world has the name."""
+
+    reason = "WORLD_NAME_TAKEN"
+
+
+class IngestInProgress(Aborted):
+    """Another ingest of the collection is running and does not end in time."""
+
+    reason = "INGEST_IN_PROGRESS"
+
+
+class TooManyIngests(ResourceExhausted):
+    """As many ingests run as this process takes."""
+
+    reason = "TOO_MANY_INGESTS"
+    default_retry_after_seconds = 5.0

@@ -1,0 +1,142 @@
+"""Documents of lore and what a search for them returns."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from knowledge_base.domain.errors import InvalidDocument
+from servicekit.errors import FieldViolation
+
+__all__ = [
+    "Citation",
+    "Document",
+    "IngestState",
+    "IngestSummary",
+    "IngestedDocument",
+    "RankingParameters",
+    "SearchMode",
+    "SearchQuery",
+    "SearchResult",
+    "check_path",
+]
+
+
+class IngestState(Enum):
+    """What became of a document."""
+
+    UNCHANGED = "unchanged"
+    STORED = "stored"
+    REMOVED = "removed"
+
+
+@dataclass(frozen=True, slots=True)
+class IngestedDocument:
+    """One document of an ingest is done."""
+
+    path: str
+    state: IngestState
+    chunks: int = 0
+    embedded_chunks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class IngestSummary:
+    """An ingest is done; `chunks` counts the whole collection."""
+
+    stored_documents: int
+    unchanged_documents: int
+    removed_documents: int
+    chunks: int
+    embedded_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document that is stored."""
+
+    collection: str
+    path: str
+    title: str
+    chunks: int
+    ingest_time: datetime
+    content_sha256: bytes
+
+
+class SearchMode(Enum):
+    """By what passages are found."""
+
+    HYBRID = "hybrid"
+    VECTOR = "vector"
+    KEYWORD = "keyword"
+
+
+@dataclass(frozen=True, slots=True)
+class RankingParameters:
+    """How meaning and words are weighed against each other.
+
+    relevance = vector_weight * max(0, cosine) + (1 - vector_weight) * keyword_share, where
+    keyword_share is BM25 over its least upper bound for the query, the sum of the query's idf. Both
+    terms lie in 0..1 whatever else was found, so scores do not depend on the other candidates: a
+    convex combination with theoretical bounds (Bruch, Gai & Ingber 2023, "An Analysis of Fusion
+    Functions for Hybrid Retrieval", ACM TOIS 42).
+
+    Attributes:
+        vector_weight: 0..1.
+        k1: saturation of term frequency in BM25 (Robertson & Zaragoza 2009).
+        b: strength of BM25's length normalisation, 0..1.
+    """
+
+    vector_weight: float = 0.6
+    k1: float = 1.2
+    b: float = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """What is looked for; no collections means all."""
+
+    text: str
+    mode: SearchMode = SearchMode.HYBRID
+    limit: int = 10
+    collections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """Where a passage stands; lines count from 1, both ends inclusive."""
+
+    collection: str
+    path: str
+    heading_path: tuple[str, ...]
+    start_line: int
+    end_line: int
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """A passage with its scores.
+
+    `score` is relevance as `RankingParameters` has it, or the one leg's part in the other modes.
+    """
+
+    text: str
+    citation: Citation
+    score: float
+    vector_score: float | None
+    keyword_score: float | None
+
+
+def check_path(path: str) -> str:
+    """Returns `path` when it is relative, normal and printable.
+
+    Raises InvalidDocument otherwise.
+    """
+    parts = path.split("/")
+    if any(part in {"", ".", ".."} for part in parts) or not path.isprintable() or "\\" in path:
+        description = "must be relative, with / between names, without . and .. and control codes"
+        raise InvalidDocument(
+            f"path {description}; it is {path!r}.",
+            metadata={"path": path},
+            field_violations=[FieldViolation("document.path", description)],
+        )
+    return path

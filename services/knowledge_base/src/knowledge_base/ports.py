@@ -1,0 +1,251 @@
+"""What the knowledge base needs from outside."""
+
+import uuid
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowledge_base.domain.chunking import ChunkedDocument
+from knowledge_base.domain.concepts import (
+    Concept,
+    NewConcept,
+    NewRelationship,
+    Relationship,
+)
+from knowledge_base.domain.lore import Document, RankingParameters, SearchQuery, SearchResult
+from knowledge_base.domain.memory import (
+    NewEvent,
+    RecalledEvent,
+    RecallParameters,
+    RecallQuery,
+    StoryEvent,
+    World,
+)
+
+__all__ = [
+    "ConceptStore",
+    "DocumentVersion",
+    "Embedder",
+    "IngestSession",
+    "LoreStore",
+    "MemoryStore",
+    "RequestKey",
+    "Vector",
+]
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """Recognises a repeated request, and when it came first."""
+
+    request_id: uuid.UUID
+    fingerprint: bytes
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentVersion:
+    """Which content of a document is stored, and how it was made."""
+
+    content_sha256: bytes
+    recipe: str
+    chunks: int
+
+
+class Embedder(Protocol):
+    """Turns texts into unit vectors whose inner product is their similarity in meaning."""
+
+    @property
+    def model(self) -> str:
+        """Names the model; vectors of different models are not compared."""
+        ...
+
+    @property
+    def dimensions(self) -> int:
+        """The length of a vector."""
+        ...
+
+    async def embed_query(self, text: str) -> Vector:
+        """Returns the vector of one text, ahead of documents.
+
+        Raises ResourceExhausted when too many wait.
+        """
+        ...
+
+    async def embed_documents(self, texts: Sequence[str]) -> Vector:
+        """Returns the vectors of the texts, shape [len(texts), dimensions]."""
+        ...
+
+
+class IngestSession(Protocol):
+    """Writes to one collection, which nobody else writes to meanwhile."""
+
+    async def versions(self) -> dict[str, DocumentVersion]:
+        """Returns the documents that are stored, by path."""
+        ...
+
+    async def known_embeddings(self, hashes: Sequence[bytes], recipe: str) -> dict[bytes, Vector]:
+        """Returns the vectors that are stored for these hashes of embedded text."""
+        ...
+
+    async def replace_document(
+        self,
+        path: str,
+        document: ChunkedDocument,
+        version: DocumentVersion,
+        embeddings: Vector,
+        now: datetime,
+    ) -> None:
+        """Puts the document in place of what its path held, all or nothing."""
+        ...
+
+    async def remove_missing(self, kept: Sequence[str]) -> list[str]:
+        """Removes the documents whose path is not in `kept`; returns their paths in order."""
+        ...
+
+    async def chunk_count(self) -> int:
+        """Returns how many chunks the collection has."""
+        ...
+
+
+class LoreStore(Protocol):
+    """Keeps the documents and finds their passages. Raises Unavailable when it is away."""
+
+    def ingest_session(self, collection: str) -> AbstractAsyncContextManager[IngestSession]:
+        """Returns a session once no other one writes to the collection.
+
+        Raises IngestInProgress when that takes too long.
+        """
+        ...
+
+    async def list_documents(
+        self, collection: str | None, after: tuple[str, str], limit: int
+    ) -> list[Document]:
+        """Returns documents in the order of (path, collection), after the one named."""
+        ...
+
+    async def search(
+        self, query: SearchQuery, embedding: Vector | None, parameters: RankingParameters
+    ) -> list[SearchResult]:
+        """Returns passages, best first; `embedding` is None in mode keyword."""
+        ...
+
+
+class MemoryStore(Protocol):
+    """Keeps worlds and their events. Raises Unavailable when it is away."""
+
+    async def create_world(
+        self, key: RequestKey, world_id: uuid.UUID, name: str, description: str
+    ) -> World:
+        """Makes a world, or returns the one that this request made before.
+
+        Raises WorldNameTaken, RequestIdReused.
+        """
+        ...
+
+    async def get_world(self, world_id: uuid.UUID | None, name: str) -> World:
+        """Returns a world by its id or else by its name. Raises WorldNotFound."""
+        ...
+
+    async def list_worlds(self, after: str, limit: int) -> list[World]:
+        """Returns worlds ordered by name, after the name given."""
+        ...
+
+    async def recorded_events(
+        self, world_id: uuid.UUID, key: RequestKey
+    ) -> list[StoryEvent] | None:
+        """Returns what this request recorded before, None when it is new.
+
+        Raises WorldNotFound, RequestIdReused.
+        """
+        ...
+
+    async def record_events(
+        self,
+        world_id: uuid.UUID,
+        key: RequestKey,
+        events: Sequence[tuple[uuid.UUID, NewEvent]],
+        model: str,
+        embeddings: Vector,
+    ) -> list[StoryEvent]:
+        """Appends events, all or none, or returns what this request recorded before.
+
+        Raises WorldNotFound, RequestIdReused.
+        """
+        ...
+
+    async def recall(
+        self,
+        world_id: uuid.UUID,
+        query: RecallQuery,
+        embedding: Vector,
+        ranking: RankingParameters,
+        parameters: RecallParameters,
+    ) -> list[RecalledEvent]:
+        """Returns the world's memories, best first. Raises WorldNotFound."""
+        ...
+
+    async def list_events(
+        self, world_id: uuid.UUID, before: tuple[datetime, int] | None, limit: int
+    ) -> list[StoryEvent]:
+        """Returns the world's events, the latest in story time first. Raises WorldNotFound."""
+        ...
+
+    async def forget_requests(self, before: datetime) -> int:
+        """Forgets the requests recorded before a moment; returns how many."""
+        ...
+
+
+class ConceptStore(Protocol):
+    """Keeps concepts and relationships. Raises Unavailable when it is away."""
+
+    async def put_concept(
+        self, world_id: uuid.UUID, key: RequestKey, concept_id: uuid.UUID, concept: NewConcept
+    ) -> Concept:
+        """Records a version. Raises WorldNotFound, RequestIdReused."""
+        ...
+
+    async def get_concept(
+        self, world_id: uuid.UUID, name: str, version: int | None
+    ) -> Concept | None:
+        """Returns a concept as the world sees it, None when there is none.
+
+        Raises WorldNotFound.
+        """
+        ...
+
+    async def list_concepts(
+        self, world_id: uuid.UUID, kind: str | None, after: str, limit: int
+    ) -> list[Concept]:
+        """Returns the concepts the world sees, by name. Raises WorldNotFound."""
+        ...
+
+    async def relate(
+        self,
+        world_id: uuid.UUID,
+        key: RequestKey,
+        relationship_id: uuid.UUID,
+        relationship: NewRelationship,
+    ) -> Relationship:
+        """Records a tie. Raises WorldNotFound, ConceptNotFound, RequestIdReused."""
+        ...
+
+    async def list_relationships(
+        self,
+        world_id: uuid.UUID,
+        concept: str,
+        after: tuple[int, str, str] | None,
+        limit: int,
+    ) -> list[Relationship]:
+        """Returns a concept's ties, those from it first, after (direction, other name, kind).
+
+        Raises WorldNotFound, ConceptNotFound.
+        """
+        ...

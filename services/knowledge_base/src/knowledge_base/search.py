@@ -1,0 +1,109 @@
+"""Finds passages of lore and lists documents; answers known searches while the database is away."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import structlog
+
+from knowledge_base.domain.lore import (
+    Document,
+    RankingParameters,
+    SearchMode,
+    SearchQuery,
+    SearchResult,
+)
+from knowledge_base.domain.paging import Page, decode_page_token, encode_page_token
+from knowledge_base.domain.text import check_text
+from knowledge_base.ports import Embedder, LoreStore
+from servicekit.clock import Clock
+from servicekit.errors import Unavailable
+
+__all__ = ["LoreSearch", "SearchAnswer"]
+
+log = structlog.get_logger(__name__)
+
+_REMEMBERED_SEARCHES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class SearchAnswer:
+    """What was found; `age_seconds` is 0 unless the database was away and this is an old answer."""
+
+    results: tuple[SearchResult, ...]
+    age_seconds: float = 0.0
+
+
+class LoreSearch:
+    """Answers searches in the lore that all worlds share."""
+
+    def __init__(
+        self,
+        store: LoreStore,
+        embedder: Embedder,
+        clock: Clock,
+        parameters: RankingParameters,
+        *,
+        stale_answer_seconds: float,
+    ) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._clock = clock
+        self._parameters = parameters
+        self._stale_answer_seconds = stale_answer_seconds
+        self._recent: OrderedDict[SearchQuery, tuple[float, SearchAnswer]] = OrderedDict()
+
+    async def search(self, query: SearchQuery) -> SearchAnswer:
+        """Returns passages, best first.
+
+        While the database is away, the last answer to the same search is given again if it is young
+        enough; lore changes seldom, and a storyteller without it is worse off.
+
+        Raises:
+            InvalidText: the query cannot be a text of the database.
+            Unavailable: the database is away and the answer is not known.
+        """
+        check_text("query", query.text)
+        for index, collection in enumerate(query.collections):
+            check_text(f"collections[{index}]", collection)
+        embedding = None
+        if query.mode is not SearchMode.KEYWORD:
+            embedding = await self._embedder.embed_query(query.text)
+        try:
+            results = await self._store.search(query, embedding, self._parameters)
+        except Unavailable:
+            known = self._known(query)
+            if known is None:
+                raise
+            log.warning("old_search_answer_given", age_seconds=round(known.age_seconds, 1))
+            return known
+        answer = SearchAnswer(tuple(results))
+        self._recent[query] = (self._clock.monotonic(), answer)
+        self._recent.move_to_end(query)
+        if len(self._recent) > _REMEMBERED_SEARCHES:
+            self._recent.popitem(last=False)
+        return answer
+
+    async def list_documents(
+        self, collection: str, page_size: int, page_token: str
+    ) -> Page[Document]:
+        """Returns documents ordered by path; an empty collection means all.
+
+        Raises InvalidPageToken.
+        """
+        scope = ("documents", check_text("collection", collection))
+        position = decode_page_token(page_token, scope, (str, str)) or ["", ""]
+        found = await self._store.list_documents(
+            collection or None, (str(position[0]), str(position[1])), page_size + 1
+        )
+        items = tuple(found[:page_size])
+        token = ""
+        if len(found) > page_size:
+            token = encode_page_token(scope, (items[-1].path, items[-1].collection))
+        return Page(items, token)
+
+    def _known(self, query: SearchQuery) -> SearchAnswer | None:
+        time, answer = self._recent.get(query, (0.0, None))
+        age_seconds = self._clock.monotonic() - time
+        if answer is None or age_seconds > self._stale_answer_seconds:
+            return None
+        return SearchAnswer(answer.results, age_seconds)
