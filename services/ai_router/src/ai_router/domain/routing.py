@@ -96,8 +96,8 @@ class RoutingDesk:
         self._queues = {tier: WaitingQueue(policy.queue_limit) for tier in Tier}
         self._service = {tier: ServiceTimeModel(profiles[tier]) for tier in Tier}
         self._estimators = {tier: TokenEstimator() for tier in Tier}
-        # Tokens running per serving tier, guests included: what comes free as requests end.
-        self._running_tokens = dict.fromkeys(Tier, 0)
+        # Requests and tokens running per serving tier, guests included: what comes free in time.
+        self._running = dict.fromkeys(Tier, (0, 0))
 
     # Tickets
 
@@ -258,14 +258,19 @@ class RoutingDesk:
         pool = self.directory.pool(tier)
         if not pool.has_usable(ticket.failed_servers):
             return None
-        ahead = self._queues[tier].tokens_ahead(ticket)
-        if not ahead and pool.choose(ticket.tokens, excluded=ticket.failed_servers) is not None:
+        requests_ahead, tokens_ahead = self._queues[tier].ahead(ticket)
+        excluded = ticket.failed_servers
+        if not requests_ahead and pool.choose(ticket.tokens, excluded=excluded) is not None:
             return 0.0
-        # What is free in pieces too small for the request does not help it.
-        free = max(0, pool.eligible_capacity_tokens - pool.eligible_load_tokens)
-        answer_seconds = self._service[tier].predict(ticket.output_tokens)
-        needed = max(ahead + ticket.tokens, free + 1)
-        return predict_wait_seconds(needed, free, self._running_tokens[tier], answer_seconds)
+        seconds = self._service[tier].predict(ticket.output_tokens)
+        requests, tokens = self._running[tier]
+        free_tokens = max(0, pool.eligible_capacity_tokens - pool.eligible_load_tokens)
+        return max(
+            predict_wait_seconds(tokens_ahead + ticket.tokens, free_tokens, tokens, seconds),
+            predict_wait_seconds(requests_ahead + 1, pool.free_places(), requests, seconds),
+            # What is free in pieces too small for it does not help: somebody has to end first.
+            predict_wait_seconds(1, 0, requests, seconds),
+        )
 
     def would_place(self, ticket: Ticket) -> tuple[Tier, str] | None:
         """Returns tier and server that would serve the ticket at once, changing nothing."""
@@ -342,13 +347,15 @@ class RoutingDesk:
         )
         self.directory.assign(server_id, tier, placement.tokens)
         self.demand.placed(ticket.wanted_tier, placement.tokens)
-        self._running_tokens[tier] += placement.tokens
+        requests, tokens = self._running[tier]
+        self._running[tier] = (requests + 1, tokens + placement.tokens)
         return placement
 
     def _release(self, placement: Placement) -> None:
         self.directory.release(placement.server_id, placement.tier, placement.tokens)
         self.demand.ended(placement.ticket.wanted_tier, placement.tokens)
-        self._running_tokens[placement.tier] -= placement.tokens
+        requests, tokens = self._running[placement.tier]
+        self._running[placement.tier] = (requests - 1, tokens - placement.tokens)
 
     def _judge_waiting(self, ticket: Ticket, now: float) -> tuple[_Fit, float | None]:
         wait = self.predicted_wait_seconds(ticket)

@@ -240,6 +240,14 @@ class ServerPool:
         """Tokens on the servers that take requests, those of others included."""
         return self._load
 
+    def free_places(self) -> int:
+        """Returns how many more requests the request limits of eligible servers allow."""
+        return sum(
+            max(0, server.request_limit - server.requests)
+            for server in self._by_id.values()
+            if server.eligible
+        )
+
     def running(self, server_id: str) -> tuple[int, int]:
         """Returns requests and tokens this router has on the server; (0, 0) if it is unknown."""
         server = self._by_id.get(server_id)

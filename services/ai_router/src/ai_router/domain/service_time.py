@@ -36,19 +36,17 @@ class ServiceTimeModel:
             self._token_seconds += _LEARNING_RATE * (per_token - self._token_seconds)
 
 
-def predict_wait_seconds(
-    tokens_needed: int, free_tokens: int, running_tokens: int, answer_seconds: float
-) -> float:
-    """Returns how long until a queue's place is served, by Little's law.
+def predict_wait_seconds(needed: int, free: int, running: int, answer_seconds: float) -> float:
+    """Returns how long until so much of a resource is free, by Little's law.
 
-    `running_tokens` are held `answer_seconds` each on average, so they come free at
-    `running_tokens / answer_seconds` per second (Little, 1961: L = λ·W). The place needs
-    `tokens_needed`, those ahead of it included, of which `free_tokens` are free already. With
+    The resource is tokens, or places for requests. `running` of it is held `answer_seconds` each on
+    average, so it comes free at `running / answer_seconds` per second (Little, 1961: L = λ·W).
+    `needed` is wanted, by those ahead in the queue too, of which `free` is there already. With
     nothing running and not enough free, one answer's time is the best guess.
     """
-    missing = tokens_needed - free_tokens
+    missing = needed - free
     if missing <= 0:
         return 0.0
-    if running_tokens <= 0:
+    if running <= 0:
         return answer_seconds
-    return missing * answer_seconds / running_tokens
+    return missing * answer_seconds / running

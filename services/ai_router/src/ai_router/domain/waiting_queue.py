@@ -47,10 +47,10 @@ class WaitingQueue:
         """The ticket whose turn is next."""
         return self._entries[0][1] if self._entries else None
 
-    def tokens_ahead(self, ticket: Ticket) -> int:
-        """Returns the tokens of tickets whose turn comes before that of `ticket`."""
-        position = bisect_left(self._entries, (self._key(ticket),))
-        return sum(entry.tokens for _, entry in self._entries[:position])
+    def ahead(self, ticket: Ticket) -> tuple[int, int]:
+        """Returns how many tickets come before `ticket`, and their tokens."""
+        position = bisect_left(self._entries, self._key(ticket), key=lambda entry: entry[0])
+        return position, sum(entry.tokens for _, entry in self._entries[:position])
 
     def is_first(self, ticket: Ticket) -> bool:
         """Returns whether nobody is before `ticket`, whether it waits already or not."""

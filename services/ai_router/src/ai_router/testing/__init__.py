@@ -1,0 +1,1 @@
+"""What tests of the router, and of what uses its policy, build on."""
