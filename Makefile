@@ -102,8 +102,16 @@ grpcurl: ## install grpcurl into .tool with Go, where Go is; tests use it
 			|| echo "grpcurl could not be built; the tests use buf curl instead"; \
 	fi
 
+.PHONY: compose-go
+compose-go:
+	@if command -v go >/dev/null && ! test -x $(TOOL)/bin/compose-go; then \
+		mkdir -p .cache/go-bin; \
+		GOBIN="$$(pwd)/.cache/go-bin" GOFLAGS=-modcacherw go install github.com/compose-spec/compose-go/v2/cmd@v2.16.2 2>/dev/null \
+			&& mv .cache/go-bin/cmd $(TOOL)/bin/compose-go || echo "the compose file's reference loader could not be built"; \
+	fi
+
 .PHONY: lint
-lint: setup ## ruff, formatting, import contracts, Dockerfile and compose file
+lint: setup compose-go ## ruff, formatting, import contracts, Dockerfile and compose file
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ."; exit 1; }
 	@$(BIN)/lint-imports --cache-dir .cache/import-linter
