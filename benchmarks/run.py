@@ -1,7 +1,7 @@
 """Runs the benchmarks one after another; each prints ratios against a rival or a limit.
 
-    make bench                        all of them
-    make bench ARGS="ai_router"       those whose path contains the text
+make bench                        all of them
+make bench ARGS="ai_router"       those whose path contains the text
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ TIMEOUT_SECONDS = 900
 
 
 def main() -> int:
-    """Runs every matching `bench_*.py` and returns how many failed."""
+    """Runs every matching script and returns how many failed."""
     wanted = sys.argv[1:]
     scripts = [
         script
-        for script in sorted(BENCHMARKS.rglob("bench_*.py"))
-        if not wanted or any(text in str(script.relative_to(BENCHMARKS)) for text in wanted)
+        for script in sorted(BENCHMARKS.glob("*/*.py"))
+        # Modules that several benchmarks share are no scripts.
+        if '__name__ == "__main__"' in script.read_text(encoding="utf-8")
+        and (not wanted or any(text in str(script.relative_to(BENCHMARKS)) for text in wanted))
     ]
     if not scripts:
         print(f"no benchmark matches {' '.join(wanted)}")
@@ -31,9 +33,7 @@ def main() -> int:
         name = script.relative_to(BENCHMARKS)
         print(f"\n=== {name} ({position} of {len(scripts)})", flush=True)
         started = time.monotonic()
-        result = subprocess.run(
-            [sys.executable, str(script)], check=False, timeout=TIMEOUT_SECONDS
-        )
+        result = subprocess.run([sys.executable, str(script)], check=False, timeout=TIMEOUT_SECONDS)
         print(f"    took {time.monotonic() - started:.0f} s", flush=True)
         if result.returncode:
             failed.append(name)

@@ -1,8 +1,8 @@
 """Runs each service's unit tests with that service's own dependencies and nothing else's.
 
 The development environment holds everything, so it hides a dependency a service forgot to declare.
-Here every service gets what its image gets: the hashed requirements of its own file and wheels built
-from the sources, plus pytest.
+Here every service gets what its image gets, the hashed requirements of its own file and wheels
+built from the sources, and pytest beside them.
 
     .venv/bin/python tests/isolated.py [SERVICE ...]
 """
