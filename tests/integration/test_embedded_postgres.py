@@ -55,7 +55,7 @@ def stopped_server() -> Iterator[Path]:
 @pytest.fixture
 def directory(empty_directory: Path, stopped_server: Path) -> Path:
     """A data directory as an earlier start left it."""
-    subprocess.run(["/bin/cp", "-a", f"{stopped_server}/.", str(empty_directory)], check=True)  # noqa: S603 - constant arguments
+    subprocess.run(["/bin/cp", "-a", f"{stopped_server}/.", str(empty_directory)], check=True)
     return empty_directory
 
 
@@ -278,7 +278,7 @@ def test_the_server_ends_when_its_starter_is_killed(directory: Path) -> None:
         "print('pid', server.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    starter = subprocess.Popen(  # noqa: S603 - this interpreter with the program above
+    starter = subprocess.Popen(
         [sys.executable, "-c", program, str(directory)], stdout=subprocess.PIPE, text=True
     )
     try:

@@ -48,7 +48,7 @@ class Programs:
         Raises StartError with what it said when it fails or takes too long.
         """
         try:
-            result = subprocess.run(  # noqa: S603 - our own program, arguments as a list
+            result = subprocess.run(
                 [str(self.installation.program(name)), *arguments],
                 env=plain_environment(),
                 cwd="/",
@@ -74,7 +74,7 @@ class Programs:
         """
         program = name if name.startswith("/") else str(self.installation.program(name))
         try:
-            return subprocess.Popen(  # noqa: S603 - our own program, arguments as a list
+            return subprocess.Popen(
                 [program, *arguments],
                 env=plain_environment(),
                 cwd="/",

@@ -271,7 +271,7 @@ class EmbeddedPostgres:
         command += ["-U", SUPERUSER, "-d", database]
         for key, value in variables.items():
             command += ["-v", f"{key}={value}"]
-        result = subprocess.run(  # noqa: S603 - our own program, arguments as a list
+        result = subprocess.run(
             command,
             input=statement,
             env=plain_environment({"PGPASSWORD": self.password, "PGCONNECT_TIMEOUT": "10"}),

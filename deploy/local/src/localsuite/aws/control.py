@@ -100,7 +100,7 @@ class ControlApi:
             raise _RefusedError(400, f"state: one of {', '.join(InstanceState)}")
         with self._region.at_now() as now:
             # The position belongs to the list: events above it are not in it yet.
-            position = self._region.feed.read(0, timeout_seconds=0, limit=0).next_sequence
+            position = self._region.feed.last_sequence
             states = (InstanceState(state),) if state else ()
             return {
                 "epoch": self._region.feed.epoch,

@@ -38,6 +38,12 @@ class EventFeed:
         self._changed = threading.Condition()
         self._closed = False
 
+    @property
+    def last_sequence(self) -> int:
+        """The number of the newest event; 0 before the first."""
+        with self._changed:
+            return self._last_sequence
+
     def append(self, event: Mapping[str, Any]) -> None:
         """Adds an event under the next number, counted from 1."""
         with self._changed:
