@@ -56,7 +56,8 @@ FIRST = GpuReading(
 def driver_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
     compiler = os.environ.get("CC", "cc")
-    flags = "-shared -fPIC -O1 -Wall -Wextra -Werror -Wl,-soname,libnvidia-ml.so.1".split()
+    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+    flags.append("-Wl,-soname,libnvidia-ml.so.1")
     subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE)], check=True)
     return library
 
