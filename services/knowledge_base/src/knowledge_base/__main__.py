@@ -24,12 +24,15 @@ from knowledge_base.config import (
     KnowledgeBaseSettings,
     MigrationSettings,
     ModelSettings,
+    RankingSettings,
 )
 from knowledge_base.ingest import LoreIngest
 from knowledge_base.memory import WorldMemory
+from knowledge_base.ports import Embedder
 from knowledge_base.query_cache import QueryCache
 from knowledge_base.search import LoreSearch
 from knowledge_base.servicer import KnowledgeBaseServicer
+from servicekit.clock import Clock
 from servicekit.runtime import ServiceRuntime, run_service
 from servicekit.settings import SettingsError
 
@@ -43,37 +46,39 @@ async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> Non
         await migrate_schema(
             stored.migration_database_url, stored.database_url, stored.service_role
         )
-    ranking, recall = settings.ranking.ranking, settings.ranking.recall
     async with AsyncExitStack() as stack:
         embedder = QueryCache(
             await stack.enter_async_context(await _open_embedder(settings.embedding)),
             settings.embedding.query_cache_size,
         )
-        database = await stack.enter_async_context(_open(stored))
-        lore = PostgresLore(
-            database, runtime.clock, lock_wait_seconds=stored.ingest_lock_wait_seconds
-        )
-        memory = WorldMemory(
-            PostgresMemory(database),
-            embedder,
-            runtime.clock,
-            ranking,
-            recall,
-            request_retention=timedelta(hours=stored.request_retention_hours),
-        )
-        servicer = KnowledgeBaseServicer(
-            LoreIngest(lore, embedder, runtime.clock),
-            LoreSearch(
-                lore,
-                embedder,
-                runtime.clock,
-                ranking,
-                stale_answer_seconds=stored.stale_answer_seconds,
-            ),
-            memory,
-            ConceptBook(PostgresConcepts(database), runtime.clock),
-        )
+        database = await stack.enter_async_context(connect(stored))
+        servicer, memory = compose(database, embedder, runtime.clock, stored, settings.ranking)
         await runtime.serve([servicer.registration()], settings.server, memory.forget_requests)
+
+
+def compose(
+    database: Database,
+    embedder: Embedder,
+    clock: Clock,
+    stored: DatabaseSettings,
+    ranking: RankingSettings,
+) -> tuple[KnowledgeBaseServicer, WorldMemory]:
+    """Returns the service on a database and an embedder, and the part that has a task to run."""
+    lore = PostgresLore(database, clock, lock_wait_seconds=stored.ingest_lock_wait_seconds)
+    memory = WorldMemory(
+        PostgresMemory(database),
+        embedder,
+        clock,
+        ranking.ranking,
+        ranking.recall,
+        request_retention=timedelta(hours=stored.request_retention_hours),
+    )
+    search = LoreSearch(
+        lore, embedder, clock, ranking.ranking, stale_answer_seconds=stored.stale_answer_seconds
+    )
+    concepts = ConceptBook(PostgresConcepts(database), clock)
+    ingest = LoreIngest(lore, embedder, clock)
+    return KnowledgeBaseServicer(ingest, search, memory, concepts), memory
 
 
 async def migrate(settings: MigrationSettings, runtime: ServiceRuntime) -> None:
@@ -98,7 +103,11 @@ async def _open_embedder(settings: EmbeddingSettings) -> OnnxEmbedder:
 
 
 @asynccontextmanager
-async def _open(settings: DatabaseSettings) -> AsyncIterator[Database]:
+async def connect(settings: DatabaseSettings) -> AsyncIterator[Database]:
+    """Opens the database as the service's role.
+
+    Raises SettingsError when the role or the schema is not right.
+    """
     async with AsyncExitStack() as stack:
         try:
             pool = await stack.enter_async_context(

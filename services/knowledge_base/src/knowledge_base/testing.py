@@ -1,14 +1,30 @@
-"""What tests put in place of the embedding model."""
+"""What tests use: an embedder without a model, and the whole service on a test's database."""
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import quote, urlsplit, urlunsplit
 
+import grpc.aio
 import numpy as np
 
-from knowledge_base.ports import Vector
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
+from knowledge_base.__main__ import compose, connect
+from knowledge_base.adapters.database import Database
+from knowledge_base.adapters.schema import migrate_schema
+from knowledge_base.config import DatabaseSettings, RankingSettings
+from knowledge_base.memory import WorldMemory
+from knowledge_base.ports import Embedder, Vector
+from servicekit.clock import Clock, SystemClock
+from servicekit.settings import load_settings
+from servicekit.testing import serve_for_test
 
-__all__ = ["HashEmbedder"]
+__all__ = ["HashEmbedder", "RunningKnowledgeBase", "serve_knowledge_base", "service_url"]
+
+SERVICE_ROLE = "knowledge_base_service"
+_SERVICE_PASSWORD = "for tests: /@:%"  # noqa: S105  # of a database that lives as long as a test
 
 _WORD = re.compile(r"\w+")
 
@@ -32,9 +48,8 @@ class HashEmbedder:
     async def embed_documents(self, texts: Sequence[str]) -> Vector:
         """Returns unit vectors, shape [len(texts), 384]."""
         self.embedded.extend(texts)
-        return np.array([self._vector(text) for text in texts], dtype=np.float32).reshape(
-            len(texts), self.dimensions
-        )
+        vectors = [self._vector(text) for text in texts]
+        return np.array(vectors, dtype=np.float32).reshape(len(texts), self.dimensions)
 
     def _vector(self, text: str) -> Vector:
         vector = np.zeros(self.dimensions, dtype=np.float32)
@@ -43,3 +58,61 @@ class HashEmbedder:
             digest = hashlib.sha256(word.encode()).digest()
             vector[1 + int.from_bytes(digest[:4], "big") % (self.dimensions - 1)] += 1.0
         return vector / np.float32(np.linalg.norm(vector))
+
+
+@dataclass(frozen=True, slots=True)
+class RunningKnowledgeBase:
+    """A service that serves on a free port.
+
+    Attributes:
+        stub: calls it.
+        channel: the stub's channel.
+        database: the connection as the service's role.
+        memory: the part of the service with a background task.
+        address: `host:port`.
+    """
+
+    stub: pb_grpc.KnowledgeBaseServiceStub
+    channel: grpc.aio.Channel
+    database: Database
+    memory: WorldMemory
+    address: str
+
+
+def service_url(owner_url: str) -> str:
+    """Returns the owner's address with the service's role and password in it."""
+    parts = urlsplit(owner_url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(
+        parts._replace(netloc=f"{SERVICE_ROLE}:{quote(_SERVICE_PASSWORD, safe='')}@{host}")
+    )
+
+
+@asynccontextmanager
+async def serve_knowledge_base(
+    owner_url: str, *, embedder: Embedder | None = None, clock: Clock | None = None, **environ: str
+) -> AsyncIterator[RunningKnowledgeBase]:
+    """Migrates the database, then serves from it on a free port, as the role without privileges.
+
+    Args:
+        owner_url: an address of the database as its owner.
+        embedder: default: a `HashEmbedder`.
+        clock: the service's time.
+        environ: settings of the service as environment variables.
+    """
+    await migrate_schema(owner_url, service_url(owner_url), SERVICE_ROLE)
+    settings = load_settings(
+        DatabaseSettings, {**environ, "KNOWLEDGE_BASE_DATABASE_URL": service_url(owner_url)}
+    )
+    async with connect(settings) as database:
+        servicer, memory = compose(
+            database,
+            embedder or HashEmbedder(),
+            clock or SystemClock(),
+            settings,
+            load_settings(RankingSettings, environ),
+        )
+        async with serve_for_test([servicer.registration()]) as (server, channel):
+            yield RunningKnowledgeBase(
+                pb_grpc.KnowledgeBaseServiceStub(channel), channel, database, memory, server.address
+            )

@@ -86,7 +86,8 @@ class OnnxEmbedder:
             raise Overloaded("too many queries wait for their embedding; try again shortly")
         self._waiting_queries += 1
         try:
-            return (await self._in_worker([text]))[0]
+            vector: NDArray[np.float32] = (await self._in_worker([text]))[0]
+            return vector
         finally:
             self._waiting_queries -= 1
 
