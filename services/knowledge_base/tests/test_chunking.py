@@ -109,7 +109,7 @@ def test_nul_is_refused_with_its_position() -> None:
 
 def test_what_is_not_utf8_is_refused_with_its_position() -> None:
     with pytest.raises(InvalidDocument) as caught:
-        chunk_document("a.md", "# T\n\ncaf".encode() + b"\xe9")
+        chunk_document("a.md", b"# T\n\ncaf\xe9")
     assert caught.value.metadata["byte"] == "8"
 
 

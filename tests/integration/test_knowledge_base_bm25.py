@@ -1,0 +1,114 @@
+"""BM25 in SQL ranks as a reference written from the formula, for lore and for a world's events."""
+
+import math
+import random
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+
+from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
+
+TIMEOUT_SECONDS = 20
+K1, B = 1.2, 0.75
+# Words that the English stemmer leaves as they are, and that are no stop words.
+VOCABULARY = [f"w{a}{b}x" for a in "bcdfgklmnprt" for b in "bcdfgklmnprt"]
+
+
+def reference_ranking(corpus: Sequence[Sequence[str]], query: Sequence[str]) -> list[float]:
+    """Robertson & Zaragoza 2009 with Lucene's inverse document frequency; a score per document."""
+    counts = [Counter(document) for document in corpus]
+    mean_length = sum(map(len, corpus)) / len(corpus)
+    scores = [0.0] * len(corpus)
+    for term in sorted(set(query)):
+        containing = sum(term in count for count in counts)
+        idf = math.log(1 + (len(corpus) - containing + 0.5) / (containing + 0.5))
+        for index, count in enumerate(counts):
+            frequency = count[term]
+            norm = K1 * (1 - B + B * len(corpus[index]) / mean_length)
+            scores[index] += idf * frequency / (frequency + norm)
+    return scores
+
+
+def skewed_words(rng: random.Random, count: int) -> list[str]:
+    """Zipf-like: few words are frequent, most are rare."""
+    return [VOCABULARY[int(len(VOCABULARY) * rng.random() ** 3)] for _ in range(count)]
+
+
+async def ingest_as_chunks(running: RunningKnowledgeBase, corpus: list[list[str]]) -> None:
+    """Stores one document of one chunk each; the file's name is the document's number."""
+    requests = [
+        pb.IngestDocumentsRequest(begin=pb.IngestBegin(collection="lore", remove_missing=True)),
+        *(
+            pb.IngestDocumentsRequest(
+                document=pb.IngestDocument(path=str(number), content=" ".join(words).encode())
+            )
+            for number, words in enumerate(corpus)
+        ),
+    ]
+    async for _ in running.stub.IngestDocuments(iter(requests), timeout=TIMEOUT_SECONDS):
+        pass
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_the_first_ten_are_those_of_the_reference(postgres_database: str, seed: int) -> None:
+    rng = random.Random(seed)  # noqa: S311  # repeatable, not secret
+    corpus = [skewed_words(rng, rng.randint(1, 90)) for _ in range(200)]
+    queries = [skewed_words(rng, rng.randint(1, 12)) for _ in range(25)]
+    async with serve_knowledge_base(postgres_database) as running:
+        await ingest_as_chunks(running, [["replaced"], *corpus[:60]])
+        await ingest_as_chunks(running, corpus)  # statistics after changes, not only at first
+        for query in queries:
+            expected = reference_ranking(corpus, query)
+            best = sorted(range(len(corpus)), key=lambda n: -expected[n])[:10]
+            response = await running.stub.Search(
+                pb.SearchRequest(query=" ".join(query), limit=10, mode=pb.SEARCH_MODE_KEYWORD),
+                timeout=TIMEOUT_SECONDS,
+            )
+            found = [int(result.citation.path) for result in response.results]
+            scores = [result.keyword_score for result in response.results]
+            assert scores == pytest.approx([expected[n] for n in best if expected[n] > 0])
+            assert scores == pytest.approx([expected[n] for n in found])
+            distinct = len({round(score, 9) for score in expected if score > 0})
+            if distinct == sum(score > 0 for score in expected):  # no ties: one right order
+                assert found == [n for n in best if expected[n] > 0]
+
+
+async def test_a_worlds_events_are_scored_in_their_world_alone(postgres_database: str) -> None:
+    rng = random.Random(11)  # noqa: S311  # repeatable, not secret
+    corpus = [skewed_words(rng, rng.randint(1, 60)) for _ in range(100)]
+    noise = [skewed_words(rng, 50) for _ in range(100)]
+    async with serve_knowledge_base(
+        postgres_database,
+        KNOWLEDGE_BASE_VECTOR_WEIGHT="0",
+        KNOWLEDGE_BASE_RECENCY_WEIGHT="0",
+        KNOWLEDGE_BASE_IMPORTANCE_WEIGHT="0",
+    ) as running:
+        worlds = []
+        for texts in (noise, corpus):
+            world = await running.stub.CreateWorld(
+                pb.CreateWorldRequest(name=str(len(worlds)), request_id=str(uuid.uuid4())),
+                timeout=TIMEOUT_SECONDS,
+            )
+            worlds.append(world.world.world_id)
+            await running.stub.RecordEvents(
+                pb.RecordEventsRequest(
+                    world_id=worlds[-1],
+                    request_id=str(uuid.uuid4()),
+                    events=[pb.StoryEvent(text=" ".join(words)) for words in texts],
+                ),
+                timeout=TIMEOUT_SECONDS,
+            )
+        for _ in range(25):
+            query = skewed_words(rng, rng.randint(1, 8))
+            counts = [sum(term in words for words in corpus) for term in set(query)]
+            bound = sum(math.log(1 + (100 - n + 0.5) / (n + 0.5)) for n in counts)
+            expected = sorted(reference_ranking(corpus, query), reverse=True)[:10]
+            response = await running.stub.Recall(
+                pb.RecallRequest(world_id=worlds[1], query=" ".join(query), limit=10),
+                timeout=TIMEOUT_SECONDS,
+            )
+            found = [recalled.relevance for recalled in response.events]
+            assert found == pytest.approx([score / bound for score in expected])
