@@ -40,7 +40,8 @@ def is_worth_writing(
         return True
     since = now - last.time
     changes = decision.desired != decision.previous_desired or not decision.plan.is_empty
-    if changes and not (last.outcome is Outcome.FAILED and last.desired == decision.desired):
+    tried = last.outcome in (Outcome.FAILED, Outcome.DRY_RUN) and last.desired == decision.desired
+    if changes and not tried:
         return True
     if since >= policy.keep_alive_seconds:
         return True

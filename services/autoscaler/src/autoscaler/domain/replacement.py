@@ -66,11 +66,13 @@ def find_replacements(
 
 
 def _has_failed(instance: Instance, policy: TierPolicy, now: float, start_seconds: float) -> bool:
+    if instance.phase is InstancePhase.READY:
+        return False
+    if instance.phase_age_seconds <= policy.unresponsive_grace_seconds:
+        return False  # also: this replica, or the collector, has only just begun to look
     if instance.phase is InstancePhase.PENDING:
         return now - instance.launch_time > start_seconds * policy.overdue_factor
-    if instance.phase is InstancePhase.UNRESPONSIVE:
-        return instance.phase_age_seconds > policy.unresponsive_grace_seconds
-    return False
+    return True
 
 
 def _is_imminent(instance: Instance, policy: TierPolicy, now: float) -> bool:

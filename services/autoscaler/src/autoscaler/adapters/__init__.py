@@ -1,0 +1,1 @@
+"""Each module here speaks with one outside system."""

@@ -1,0 +1,116 @@
+"""Writes to the journal in order, and keeps what the database cannot take yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+
+from autoscaler.domain.decision import DecisionRecord
+from autoscaler.domain.drains import Drain
+from autoscaler.ports import DecisionJournal, DrainStore
+from servicekit.postgres import DatabaseAway
+
+__all__ = ["BufferedJournal", "EndDrain", "JournalEntry", "SaveDecision", "SaveDrain"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDecision:
+    """A decision, or what came of it."""
+
+    record: DecisionRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDrain:
+    """A drain that begins."""
+
+    drain: Drain
+
+
+@dataclass(frozen=True, slots=True)
+class EndDrain:
+    """A drain that ended."""
+
+    instance_id: str
+
+
+JournalEntry = SaveDecision | SaveDrain | EndDrain
+
+
+class BufferedJournal:
+    """A journal that never blocks the control loop: at most `limit` entries wait in memory.
+
+    When more would wait, the oldest decision that changed nothing goes first, then the oldest
+    decision; what happened to drains is never dropped. Repeats of an entry are harmless, so an
+    entry whose answer was lost is simply written again.
+    """
+
+    def __init__(self, journal: DecisionJournal, drains: DrainStore, *, limit: int) -> None:
+        self._journal = journal
+        self._drains = drains
+        self._limit = limit
+        self._waiting: list[JournalEntry] = []
+        self.dropped = 0
+
+    @property
+    def waiting_decisions(self) -> int:
+        """Decisions that wait for the database."""
+        return sum(isinstance(entry, SaveDecision) for entry in self._waiting)
+
+    async def write(self, entry: JournalEntry) -> bool:
+        """Write an entry after all that wait; False when it waits too."""
+        self._add(entry)
+        return await self.flush()
+
+    async def flush(self) -> bool:
+        """Write what waits, oldest first; False when the database is away."""
+        done = 0
+        try:
+            for entry in self._waiting:
+                await self._write(entry)
+                done += 1
+        except DatabaseAway:
+            return False
+        finally:
+            if done > 1:
+                log.info("journal_flushed", entries=done)
+            del self._waiting[:done]
+        return True
+
+    async def _write(self, entry: JournalEntry) -> None:
+        match entry:
+            case SaveDecision(record):
+                await self._journal.save(record)
+            case SaveDrain(drain):
+                await self._drains.save_drain(drain)
+            case EndDrain(instance_id):
+                await self._drains.end_drain(instance_id)
+
+    def _add(self, entry: JournalEntry) -> None:
+        if isinstance(entry, SaveDecision):
+            for index, waiting in enumerate(self._waiting):
+                if (
+                    isinstance(waiting, SaveDecision)
+                    and waiting.record.decision_id == entry.record.decision_id
+                ):
+                    self._waiting[index] = entry
+                    return
+        self._waiting.append(entry)
+        if len(self._waiting) > self._limit:
+            self._drop_one()
+
+    def _drop_one(self) -> None:
+        decisions = [i for i, e in enumerate(self._waiting) if isinstance(e, SaveDecision)]
+        if not decisions:
+            return
+        dispensable = (i for i in decisions if not self._is_change(i))
+        del self._waiting[next(dispensable, decisions[0])]
+        self.dropped += 1
+        log.warning("journal_entry_dropped", dropped=self.dropped)
+
+    def _is_change(self, index: int) -> bool:
+        entry = self._waiting[index]
+        return isinstance(entry, SaveDecision) and entry.record.is_change
