@@ -52,6 +52,7 @@ class FleetUpdate:
 
     token: str
     time: datetime
+    revision: int
     snapshot: FleetNow | None = None
     changes: FleetChanges | None = None
     aggregates: tuple[TierAggregate, ...] = ()
@@ -99,7 +100,7 @@ class FleetFeed:
 
     def apply(self, report: HostReport) -> Acknowledgement:
         """Take in a report. Raises `FleetFull` when the view cannot hold another host."""
-        acknowledgement = self._view.apply(report, self._clock.monotonic(), self._clock.now())
+        acknowledgement = self._view.apply(report, self._advance(), self._clock.now())
         outcome = acknowledgement.outcome
         self._reports.add(1, {"outcome": outcome.value})
         if outcome in _NOTABLE_OUTCOMES:
@@ -116,18 +117,24 @@ class FleetFeed:
     async def maintain(self) -> None:
         """Mark silent hosts stale and drop expired ones, until cancelled."""
         while True:
-            stale, expired = self._view.advance(self._clock.monotonic())
-            for host_id in stale:
-                log.warning("host_stale", host_id=host_id)
-            for host_id in expired:
-                log.warning("host_expired", host_id=host_id)
-            if stale or expired:
-                self._wake_watchers()
+            self._advance()
             await self._clock.sleep(self._maintenance_seconds)
+
+    def _advance(self) -> float:
+        """Bring the view to the present, telling what that did, and return the present."""
+        now = self._clock.monotonic()
+        stale, expired = self._view.advance(now)
+        for host_id in stale:
+            log.warning("host_stale", host_id=host_id)
+        for host_id in expired:
+            log.warning("host_expired", host_id=host_id)
+        if stale or expired:
+            self._wake_watchers()
+        return now
 
     def now(self, tiers: frozenset[Tier] = frozenset()) -> FleetNow:
         """Return the fleet as it is; no tiers means all."""
-        hosts = self._view.hosts(self._clock.monotonic(), tiers)
+        hosts = self._view.hosts(self._advance(), tiers)
         return FleetNow(hosts, self._current_aggregates(tiers), self._clock.now())
 
     async def watch(
@@ -142,22 +149,24 @@ class FleetFeed:
         """
         if resume_token:
             position = ResumeToken.resume(resume_token, epoch=self._epoch, tiers=tiers).revision
+            update = self._update_since(position, tiers)
         else:
             snapshot = self.now(tiers)
-            position = self._view.revision
-            yield FleetUpdate(self._token(position, tiers), snapshot.time, snapshot=snapshot)
-            await self._clock.sleep(minimum_interval_seconds)
+            token = self._token(self._view.revision, tiers)
+            update = FleetUpdate(token, snapshot.time, self._view.revision, snapshot=snapshot)
         while True:
-            changes = self._view.changes_since(position, self._clock.monotonic(), tiers)
-            position = changes.revision
-            token, time = self._token(position, tiers), self._clock.now()
-            if changes.empty:
-                yield FleetUpdate(token, time)
-            else:
-                aggregates = self._current_aggregates(tiers)
-                yield FleetUpdate(token, time, changes=changes, aggregates=aggregates)
+            yield update
             await self._clock.sleep(minimum_interval_seconds)
-            await self._change_after(position, tiers)
+            await self._change_after(update.revision, tiers)
+            update = self._update_since(update.revision, tiers)
+
+    def _update_since(self, revision: int, tiers: frozenset[Tier]) -> FleetUpdate:
+        changes = self._view.changes_since(revision, self._advance(), tiers)
+        token, time = self._token(changes.revision, tiers), self._clock.now()
+        if changes.empty:
+            return FleetUpdate(token, time, changes.revision)
+        aggregates = self._current_aggregates(tiers)
+        return FleetUpdate(token, time, changes.revision, changes=changes, aggregates=aggregates)
 
     def _token(self, revision: int, tiers: frozenset[Tier]) -> str:
         return ResumeToken(self._epoch, revision, tiers).encode()
@@ -167,8 +176,7 @@ class FleetFeed:
         heartbeat = asyncio.ensure_future(self._clock.sleep(self._heartbeat_seconds))
         try:
             while not heartbeat.done():
-                now = self._clock.monotonic()
-                if not self._view.changes_since(revision, now, tiers).empty:
+                if not self._view.changes_since(revision, self._advance(), tiers).empty:
                     return
                 changed = asyncio.ensure_future(self._changed.wait())
                 try:
@@ -183,7 +191,7 @@ class FleetFeed:
         self._changed = asyncio.Event()
 
     def _current_aggregates(self, tiers: frozenset[Tier]) -> tuple[TierAggregate, ...]:
-        now = self._clock.monotonic()
+        now = self._advance()
         key = (self._view.revision, int(now / _AGGREGATE_SECONDS))
         if self._aggregates_of != key:
             self._aggregates = self._view.aggregates(now)
@@ -194,7 +202,7 @@ class FleetFeed:
         return tuple(each for each in self._aggregates if not tiers or each.tier in tiers)
 
     def _host_counts(self) -> Iterable[tuple[float, dict[str, str]]]:
-        hosts = self._view.hosts(self._clock.monotonic())
+        hosts = self._view.hosts(self._advance())
         for freshness in Freshness:
             count = sum(state.freshness is freshness for state in hosts)
             yield float(count), {"freshness": freshness.name.lower()}

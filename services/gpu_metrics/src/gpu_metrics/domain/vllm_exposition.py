@@ -24,7 +24,8 @@ _WANTED = re.compile(
     r"|prompt_tokens_total|generation_tokens_total|cache_config_info)"
     r"|(?P<histogram>time_to_first_token_seconds|inter_token_latency_seconds"
     r"|time_per_output_token_seconds)_(?P<part>bucket|sum)"
-    r')(?:\{(?P<labels>(?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?[ \t]+(?P<number>[^ \t\n]+)',
+    # Possessive, and never past the end of a line: a hostile page costs no more than its length.
+    r')(?:\{(?P<labels>(?:[^"}\n]++|"(?:[^"\\\n]++|\\.)*+")*+)\})?[ \t]+(?P<number>[^ \t\n]+)',
     re.MULTILINE,
 )
 _BUCKET_BOUND = re.compile(r'(?:^|,)le="([^"]*)"')

@@ -1,0 +1,146 @@
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from gpu_metrics.agent import Agent
+from gpu_metrics.domain.readings import (
+    GpuReading,
+    Host,
+    HostReport,
+    MissingReason,
+    ModelServerReading,
+)
+from servicekit.testing import FakeClock
+
+from .builders import make_server
+
+
+class FixedHost:
+    async def read_host(self) -> Host:
+        return Host(host_id="i-1")
+
+
+class FixedGpus:
+    def __init__(self, *uuids: str) -> None:
+        self._uuids = uuids
+
+    async def read_gpus(self) -> Sequence[GpuReading]:
+        return [
+            GpuReading(gpu_uuid=uuid, index=i, power_milliwatts=MissingReason.UNSUPPORTED)
+            for i, uuid in enumerate(self._uuids)
+        ]
+
+
+class FixedServer:
+    def __init__(self, clock: FakeClock, *, name: str = "gold-1", seconds: float = 0.0) -> None:
+        self._clock, self._name, self._seconds = clock, name, seconds
+
+    async def read_server(self) -> ModelServerReading:
+        if self._seconds:
+            await self._clock.sleep(self._seconds)
+        return make_server(self._name)
+
+
+class RecordingSink:
+    def __init__(self, *, acknowledges: bool = True) -> None:
+        self.offered: list[HostReport] = []
+        self._acknowledges = acknowledges
+
+    def offer(self, report: HostReport) -> None:
+        self.offered.append(report)
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def delivered(self) -> None:
+        if not self._acknowledges:
+            await asyncio.Event().wait()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def make_agent(
+    clock: FakeClock,
+    *sinks: RecordingSink,
+    servers: Sequence[FixedServer] | None = None,
+    leave_timeout_seconds: float = 2.0,
+) -> Agent:
+    return Agent(
+        host=FixedHost(),
+        gpus=[FixedGpus("G1"), FixedGpus("G2")],
+        servers=[FixedServer(clock)] if servers is None else servers,
+        sinks=sinks,
+        clock=clock,
+        boot_id="boot",
+        leave_timeout_seconds=leave_timeout_seconds,
+    )
+
+
+async def test_every_collector_is_offered_a_report_a_second(clock: FakeClock) -> None:
+    one, other = RecordingSink(), RecordingSink()
+    stopping = asyncio.Event()
+    running = asyncio.ensure_future(make_agent(clock, one, other).run(stopping))
+    await clock.advance(4.5)
+    assert len(one.offered) == 5
+    assert one.offered == other.offered
+    assert [report.boot_id for report in one.offered] == ["boot"] * 5
+    stopping.set()
+    await running
+
+
+async def test_the_only_server_of_a_host_runs_on_all_its_gpus(clock: FakeClock) -> None:
+    report = await make_agent(clock).read()
+    assert [gpu.gpu_uuid for gpu in report.gpus] == ["G1", "G2"]
+    assert report.servers[0].gpu_uuids == ("G1", "G2")
+
+
+async def test_which_gpus_two_servers_run_on_is_not_guessed(clock: FakeClock) -> None:
+    servers = [FixedServer(clock, name="a"), FixedServer(clock, name="b")]
+    report = await make_agent(clock, servers=servers).read()
+    assert [server.gpu_uuids for server in report.servers] == [(), ()]
+
+
+async def test_a_reading_that_takes_too_long_is_not_caught_up_on(clock: FakeClock) -> None:
+    sink, stopping = RecordingSink(), asyncio.Event()
+    agent = make_agent(clock, sink, servers=[FixedServer(clock, seconds=2.5)])
+    running = asyncio.ensure_future(agent.run(stopping))
+    await clock.advance(10.1)
+    assert len(sink.offered) == 4
+    stopping.set()
+    await running
+
+
+async def test_an_agent_that_stops_says_that_its_host_leaves(clock: FakeClock) -> None:
+    sink, stopping = RecordingSink(), asyncio.Event()
+    running = asyncio.ensure_future(make_agent(clock, sink).run(stopping))
+    await clock.advance(0.5)
+    stopping.set()
+    await running
+    assert [report.leaving for report in sink.offered] == [False, True]
+    assert sink.offered[-1].servers == ()
+
+
+async def test_an_agent_does_not_wait_for_ever_for_a_collector_that_is_away(
+    clock: FakeClock,
+) -> None:
+    sink, stopping = RecordingSink(acknowledges=False), asyncio.Event()
+    agent = make_agent(clock, sink, leave_timeout_seconds=0.01)
+    running = asyncio.ensure_future(agent.run(stopping))
+    await clock.advance(0.5)
+    stopping.set()
+    await asyncio.wait_for(running, 5)
+    assert sink.offered[-1].leaving
+
+
+async def test_a_cancelled_agent_says_nothing(clock: FakeClock) -> None:
+    sink = RecordingSink()
+    running = asyncio.ensure_future(make_agent(clock, sink).run(asyncio.Event()))
+    await clock.advance(0.5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert not any(report.leaving for report in sink.offered)

@@ -1,0 +1,51 @@
+import pytest
+
+from gpu_metrics.config import AgentSettings, CollectorSettings, ModelServerAddress
+from gpu_metrics.domain.readings import PurchaseOption, Tier
+from servicekit.settings import SettingsError, load_settings
+
+
+def test_an_agent_needs_no_settings() -> None:
+    settings = load_settings(AgentSettings, {})
+    assert settings.collectors == ("127.0.0.1:50061",)
+    assert settings.model_servers == ()
+    assert settings.purchase_option is PurchaseOption.UNKNOWN
+
+
+def test_an_agents_settings_are_read() -> None:
+    settings = load_settings(
+        AgentSettings,
+        {
+            "GPU_METRICS_COLLECTORS": "10.0.0.1:50061, 10.0.0.2:50061",
+            "GPU_METRICS_MODEL_SERVERS": "gold=http://127.0.0.1:8000/,bronze=https://[::1]:8001",
+            "GPU_METRICS_PURCHASE_OPTION": "spot",
+        },
+    )
+    assert settings.collectors == ("10.0.0.1:50061", "10.0.0.2:50061")
+    assert settings.model_servers == (
+        ModelServerAddress(Tier.GOLD, "http://127.0.0.1:8000"),
+        ModelServerAddress(Tier.BRONZE, "https://[::1]:8001"),
+    )
+    assert settings.purchase_option is PurchaseOption.SPOT
+
+
+@pytest.mark.parametrize(
+    "servers", ["http://127.0.0.1:8000", "platinum=http://x:1", "gold=ftp://x", "gold=http://x/v1"]
+)
+def test_a_wrong_model_server_is_refused_with_what_is_allowed(servers: str) -> None:
+    with pytest.raises(SettingsError, match=r"GPU_METRICS_MODEL_SERVERS=.* (must be|needs)"):
+        load_settings(AgentSettings, {"GPU_METRICS_MODEL_SERVERS": servers})
+
+
+def test_latency_slots_serve_the_window_and_the_publication() -> None:
+    settings = load_settings(
+        CollectorSettings,
+        {
+            "GPU_METRICS_LATENCY_WINDOW_SECONDS": "30",
+            "GPU_METRICS_CLOUDWATCH_INTERVAL_SECONDS": "120",
+        },
+    )
+    policy = settings.fleet_policy()
+    assert policy.window_seconds == 30
+    assert policy.retained_seconds == 120
+    assert policy.slot_seconds == 2.5
