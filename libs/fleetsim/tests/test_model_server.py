@@ -104,7 +104,7 @@ def test_memory_fills_preempts_the_newest_and_everyone_still_finishes() -> None:
     peak, now = 0.0, 0.0
     finished: list[ServerRequest] = []
     while not math.isinf(server.next_event_time()):
-        now = max(server.next_event_time(), now)
+        now = max(min(server.next_event_time(), now + 0.02), now)
         finished += server.advance(now)
         peak = max(peak, server.load(now).kv_cache_usage_ratio)
     assert server.preemptions_total > 0

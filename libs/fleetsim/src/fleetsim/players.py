@@ -110,4 +110,5 @@ class TraceCurve:
 
     def players_at(self, seconds: ArrayLike) -> NDArray[np.float64]:
         """Return players online at each time."""
-        return np.interp(seconds, self.times_seconds, self.players, left=0.0, right=0.0)
+        times = np.asarray(seconds, dtype=np.float64)
+        return np.interp(times, self.times_seconds, self.players, left=0.0, right=0.0)

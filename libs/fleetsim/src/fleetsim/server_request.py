@@ -30,24 +30,17 @@ class ServerRequest:
     the KV memory held by this request alone, and the tokens generated before a preemption.
     """
 
-    __slots__ = (
-        "arrival_time",
-        "cached_tokens",
-        "clock_at_end",
-        "clock_at_start",
-        "context",
-        "finish_reason",
-        "finish_time",
-        "first_token_time",
-        "output_tokens",
-        "own_tokens",
-        "prefix_segments",
-        "prompt_tokens",
-        "request_id",
-        "resumed_tokens",
-        "scheduled_time",
-        "state",
-    )
+    # Class-level defaults, not slots: creating a request is part of a simulated day's inner loop.
+    state: RequestState = RequestState.NEW
+    cached_tokens: int = 0
+    arrival_time: float = math.nan
+    scheduled_time: float = math.nan
+    first_token_time: float = math.nan
+    finish_time: float = math.nan
+    clock_at_start: float = math.nan
+    clock_at_end: float = math.nan
+    own_tokens: int = 0
+    resumed_tokens: int = 0
 
     def __init__(
         self,
@@ -65,13 +58,6 @@ class ServerRequest:
         self.prefix_segments = prefix_segments
         self.finish_reason = finish_reason
         self.context = context
-        self.state = RequestState.NEW
-        self.cached_tokens = 0
-        self.arrival_time = self.scheduled_time = math.nan
-        self.first_token_time = self.finish_time = math.nan
-        self.clock_at_start = self.clock_at_end = math.nan
-        self.own_tokens = 0
-        self.resumed_tokens = 0
 
 
 @dataclass(frozen=True, slots=True)

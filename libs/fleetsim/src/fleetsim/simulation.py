@@ -12,17 +12,16 @@ before its first token is routed again (at most `attempts` times), after it the 
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 
 from fleetsim.arrivals import ArrivalProcess
 from fleetsim.cloud import Cloud
-from fleetsim.cloud_state import CloudEvent, CloudEventKind, CloudSettings
+from fleetsim.cloud_state import CloudEvent, CloudEventKind
 from fleetsim.instance_types import INSTANCE_TYPES, Market
 from fleetsim.model_server import ModelServer
-from fleetsim.profiles import PROFILES, ModelServerProfile
+from fleetsim.prefix_cache import PrefixSegments
 from fleetsim.routing import SHED, WAIT, PlayerRequest, Router
 from fleetsim.scaling import (
     FleetObservation,
@@ -35,61 +34,35 @@ from fleetsim.scaling import (
 from fleetsim.scaling_group import ScalingGroups
 from fleetsim.scaling_group_state import GroupSettings
 from fleetsim.simulation_result import Outcome, RequestLog, SeriesPoint, SimulationResult
+from fleetsim.simulation_settings import SimulationSettings, TierSettings
 from fleetsim.tier_window import TierWindow
 from fleetsim.virtual_time import VirtualTime
 
-__all__ = ["FleetSimulation", "SimulationSettings", "TierSettings"]
-
-
-@dataclass(frozen=True, slots=True)
-class TierSettings:
-    """One tier's servers and group."""
-
-    profile: ModelServerProfile
-    min_size: int = 0
-    max_size: int = 60
-    start_size: int = 1
-    on_demand_base_capacity: int = 0
-    on_demand_percentage_above_base: int = 100
-    capacity_rebalance: bool = False
-
-
-def _default_tiers() -> dict[str, TierSettings]:
-    return {tier: TierSettings(profile) for tier, profile in PROFILES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationSettings:
-    """How a run is set up. Durations are production seconds; no time is compressed here.
-
-    With `starts_warm` the first servers of each tier are ready at time 0.
-    """
-
-    duration_seconds: float = 3600.0
-    control_interval_seconds: float = 15.0
-    sample_interval_seconds: float = 60.0
-    drain_timeout_seconds: float = 120.0
-    frontend_seconds: float = 0.006
-    max_tokens: int = 400
-    attempts: int = 3
-    starts_warm: bool = True
-    arrival_chunk_seconds: float = 60.0
-    tiers: Mapping[str, TierSettings] = field(default_factory=_default_tiers)
-    cloud: CloudSettings = field(default_factory=CloudSettings)
+__all__ = ["FleetSimulation"]
 
 
 class _Host:
     """A launched instance and, once its cold start is over, the model server on it."""
 
-    __slots__ = ("drain_deadline", "in_flight", "is_ready", "model", "server_id", "tier", "wake")
+    __slots__ = (
+        "drain_deadline",
+        "in_flight",
+        "is_gone",
+        "is_ready",
+        "model",
+        "scheduled",
+        "server_id",
+        "tier",
+    )
 
     def __init__(self, server_id: str, tier: str, model: ModelServer) -> None:
         self.server_id = server_id
         self.tier = tier
         self.model = model
         self.is_ready = False
+        self.is_gone = False
         self.drain_deadline = math.inf
-        self.wake = math.inf
+        self.scheduled = math.inf
         self.in_flight: dict[PlayerRequest, None] = {}
 
     @property
@@ -123,16 +96,21 @@ class FleetSimulation:
         self._windows = {tier: TierWindow(index) for index, tier in enumerate(self._tiers)}
         self._result = SimulationResult(self._tiers, RequestLog(), dict.fromkeys(self._tiers, 0))
         self._cloud_wake = math.inf
-        self._batch: list[list[float] | list[int]] = [[], [], [], []]
+        self._batch: tuple[list[float], list[int], list[int], list[int]] = ([], [], [], [])
         self._batch_position = 0
         self._batch_end = 0.0
         self._request_number = 0
-        self._segments = {
-            tier: ((tier, arrivals.lengths.shared_prompt_tokens),)
-            if arrivals.lengths.shared_prompt_tokens
-            else ()
+        self._log = self._result.requests
+        self._frontend_seconds = self.settings.frontend_seconds
+        self._max_tokens = self.settings.max_tokens
+        self._shared_tokens = shared = arrivals.lengths.shared_prompt_tokens
+        self._tier_limits: list[tuple[int, PrefixSegments]] = [
+            (
+                self.settings.tiers[tier].profile.max_model_len_tokens - self._max_tokens,
+                ((tier, shared),) if shared else (),
+            )
             for tier in self._tiers
-        }
+        ]
 
     def run(self) -> SimulationResult:
         """Run to the end and return the result. Requests still in flight then are not counted."""
@@ -143,6 +121,7 @@ class FleetSimulation:
         self._dispatch_all(None)
         self._time.at(self.settings.sample_interval_seconds, self._sample)
         self._time.run_until(self.settings.duration_seconds)
+        self._result.arrived = {tier: self._windows[tier].arrived for tier in self._tiers}
         self._result.cost_usd = self.cloud.cost_usd(self._time.now)
         self._result.events_run = self._time.events_run
         return self._result
@@ -165,12 +144,12 @@ class FleetSimulation:
             batch = self._arrivals.draw(self._arrival_rng, start, end)
             self._batch_end = end
             if len(batch.times):
-                self._batch = [
+                self._batch = (
                     batch.times.tolist(),
                     batch.tier_index.tolist(),
                     batch.prompt_tokens.tolist(),
                     batch.output_tokens.tolist(),
-                ]
+                )
                 self._batch_position = 0
                 self._time.at(self._batch[0][0], self._arrive)
                 return
@@ -178,28 +157,30 @@ class FleetSimulation:
     def _arrive(self, _: None) -> None:
         position = self._batch_position
         times, tiers, prompts, outputs = self._batch
-        tier = self._tiers[tiers[position]]  # type: ignore[index]  # the column holds integers
-        limit = self.settings.max_tokens
-        longest = self.settings.tiers[tier].profile.max_model_len_tokens - limit
+        time = self._time
+        tier_index = tiers[position]
+        tier = self._tiers[tier_index]
+        longest, segments = self._tier_limits[tier_index]
+        prompt_tokens = prompts[position]
+        output_tokens = outputs[position]
+        prompt_tokens = min(prompt_tokens, longest)
+        output_tokens = min(output_tokens, self._max_tokens)
         request = PlayerRequest(
             self._request_number,
-            min(prompts[position], longest),  # type: ignore[arg-type]  # as above
-            min(outputs[position], limit),  # type: ignore[arg-type]  # as above
+            prompt_tokens,
+            output_tokens,
             tier=tier,
-            max_tokens=limit,
-            entered_time=self._time.now,
+            max_tokens=self._max_tokens,
+            entered_time=time.now,
+            prefix_segments=segments if prompt_tokens > self._shared_tokens else (),
         )
         self._request_number += 1
-        segments = self._segments[tier]
-        if segments and request.prompt_tokens > segments[0][1]:
-            request.prefix_segments = segments
-        self._result.arrived[tier] += 1
         window = self._windows[tier]
         window.arrived += 1
-        window.arrived_tokens += request.prompt_tokens + request.output_tokens
+        window.arrived_tokens += prompt_tokens + output_tokens
         self._batch_position = position = position + 1
         if position < len(times):
-            self._time.at(times[position], self._arrive)
+            time.at(times[position], self._arrive)
         else:
             self._next_arrival(None)
         self._route(request)
@@ -209,7 +190,7 @@ class FleetSimulation:
     def _route(self, request: PlayerRequest) -> None:
         chosen = self._router.route(self._time.now, request)
         if chosen == SHED:
-            self._end(request, Outcome.SHED)
+            self._miss(request, Outcome.SHED)
         elif chosen != WAIT:
             self._submit(request, chosen)
 
@@ -220,52 +201,57 @@ class FleetSimulation:
         host.in_flight[request] = None
         host.model.submit(self._time.now, request)
         upcoming = host.model.next_event_time()
-        if upcoming < host.wake:
-            host.wake = upcoming
+        if upcoming < host.scheduled:
+            host.scheduled = upcoming
             self._time.at(upcoming, self._wake, host)
 
     def _wake(self, host: _Host) -> None:
-        now = self._time.now
-        if now < host.wake or host.server_id not in self._hosts:
+        """A server's next event is due, or was when this was scheduled and has moved since.
+
+        Every server has one such callback scheduled, `host.scheduled`, at or before its next
+        event. New work mostly delays that event; then the callback only moves on.
+        """
+        time = self._time
+        now = time.now
+        if now != host.scheduled or host.is_gone:
             return
-        finished = host.model.advance(now)
-        host.wake = upcoming = host.model.next_event_time()
+        model = host.model
+        upcoming = model.next_event_time()
+        finished = None
+        if upcoming <= now:
+            finished = model.advance(now)
+            upcoming = model.next_event_time()
+        host.scheduled = upcoming
         if upcoming != math.inf:
-            self._time.at(upcoming, self._wake, host)
+            time.at(upcoming, self._wake, host)
         if finished:
             router = self._router
             for request in finished:
                 del host.in_flight[request]  # type: ignore[arg-type]  # we submit only these
                 router.finished(now, request)  # type: ignore[arg-type]  # as above
-                self._end(request, Outcome.FINISHED)  # type: ignore[arg-type]  # as above
+                self._finish(request)  # type: ignore[arg-type]  # as above
             self._dispatch(host.tier)
             if host.is_draining and not host.in_flight:
                 self._terminate(host)
 
-    def _end(self, request: PlayerRequest, outcome: Outcome) -> None:
+    def _finish(self, request: PlayerRequest) -> None:
         window = self._windows[request.tier]
-        if outcome is Outcome.FINISHED:
-            first = request.first_token_time - request.entered_time
-            first += self.settings.frontend_seconds
-            tokens = request.output_tokens
-            pace = math.nan
-            if tokens > 1:
-                pace = (request.finish_time - request.first_token_time) / (tokens - 1)
-            window.finish(first, pace)
-        else:
-            first = pace = math.nan
-            window.miss(outcome)
-        log = self._result.requests
-        log.end_time.append(self._time.now)
-        log.first_token_seconds.append(first)
-        log.seconds_per_token.append(pace)
-        log.outcome.append(outcome)
-        log.tier.append(window.tier_index)
+        first_token_time = request.first_token_time
+        first = first_token_time - request.entered_time + self._frontend_seconds
+        tokens = request.output_tokens
+        pace = (request.finish_time - first_token_time) / (tokens - 1) if tokens > 1 else math.nan
+        window.finish(first, pace)
+        self._log.add(self._time.now, first, pace, Outcome.FINISHED, window.tier_index)
+
+    def _miss(self, request: PlayerRequest, outcome: Outcome) -> None:
+        window = self._windows[request.tier]
+        window.miss(outcome)
+        self._log.add(self._time.now, math.nan, math.nan, outcome, window.tier_index)
 
     def _dispatch(self, tier: str) -> None:
         for request, chosen in self._router.dispatch(self._time.now, tier):
             if chosen == SHED:
-                self._end(request, Outcome.SHED)
+                self._miss(request, Outcome.SHED)
             else:
                 self._submit(request, chosen)
 
@@ -334,7 +320,9 @@ class FleetSimulation:
 
     def _add_host(self, server_id: str, tier: str) -> None:
         profile = self.settings.tiers[tier].profile
-        model = ModelServer(profile, server_id=server_id, start_time=self._time.now)
+        model = ModelServer(
+            profile, server_id=server_id, start_time=self._time.now, keeps_histograms=False
+        )
         self._hosts[server_id] = _Host(server_id, tier, model)
 
     def _ready(self, server_id: str) -> None:
@@ -354,6 +342,7 @@ class FleetSimulation:
         if host is None:
             return
         now = self._time.now
+        host.is_gone = True
         host.model.fail(now)
         lost = list(host.in_flight)
         for request in lost:
@@ -365,7 +354,7 @@ class FleetSimulation:
                 request.start_over()
                 self._route(request)
             else:
-                self._end(request, Outcome.FAILED)
+                self._miss(request, Outcome.FAILED)
 
     def _kill_now(self, server_id: str) -> None:
         self.cloud.terminate(self._time.now, [server_id])
@@ -397,45 +386,52 @@ class FleetSimulation:
         self._time.at(now + self.settings.control_interval_seconds, self._control)
 
     def _apply(self, now: float, tier: str, order: ScalingOrder) -> None:
+        """Bring a tier's staying members to `order.desired`; draining ones leave by themselves."""
         group = self.groups.group(tier)
+        self._resume(now, order.resume)
         members = [
             m.instance_id for m in group.instances if m.lifecycle_state.counts_towards_desired
         ]
         hosts = [self._hosts[m] for m in members if m in self._hosts]
-        for server_id in order.resume:
+        draining = sum(1 for h in hosts if self._is_ordered_drain(h))
+        desired = min(max(order.desired, group.settings.min_size), group.settings.max_size)
+        surplus = group.desired_capacity - draining - desired
+        if surplus <= 0:
+            size = min(desired + draining, group.settings.max_size)
+            if size > group.desired_capacity:
+                self.groups.set_desired_capacity(now, tier, size)
+            return
+        # What does not serve yet goes first, newest first: nobody would miss it.
+        pending = [m for m in members if m not in self._hosts or not self._hosts[m].is_ready]
+        for server_id in pending[::-1][:surplus]:
+            self.groups.terminate_instance(now, server_id, decrement_desired_capacity=True)
+            surplus -= 1
+        surplus -= self._drain(now, hosts, order.drain, surplus)
+        # A group that could not launch all it wanted has fewer members than its size.
+        size = self.groups.group(tier).desired_capacity - surplus
+        if surplus > 0 and size >= group.settings.min_size:
+            self.groups.set_desired_capacity(now, tier, size)
+
+    def _resume(self, now: float, server_ids: tuple[str, ...]) -> None:
+        for server_id in server_ids:
             host = self._hosts.get(server_id)
             if host is not None and self._is_ordered_drain(host):
                 host.drain_deadline = math.inf
                 if host.is_ready:
                     self._router.server_ready(now, server_id, host.model.profile)
-        draining = sum(1 for h in hosts if self._is_ordered_drain(h))
-        desired = min(max(order.desired, group.settings.min_size), group.settings.max_size)
-        staying = group.desired_capacity - draining
-        if desired >= staying:
-            size = min(desired + draining, group.settings.max_size)
-            if size > group.desired_capacity:
-                self.groups.set_desired_capacity(now, tier, size)
-            return
-        surplus = staying - desired
-        named = {server_id: rank for rank, server_id in enumerate(order.drain)}
-        pending = [m for m in members if m not in self._hosts or not self._hosts[m].is_ready]
+
+    def _drain(self, now: float, hosts: list[_Host], named: tuple[str, ...], count: int) -> int:
+        """Drain up to `count` hosts, named ones first, then the least loaded; return how many."""
+        rank = {server_id: position for position, server_id in enumerate(named)}
         ready = [h for h in hosts if h.is_ready and not h.is_draining]
-        ready.sort(key=lambda h: (named.get(h.server_id, len(named)), len(h.in_flight)))
-        # What does not serve yet goes first, newest first: nobody would miss it.
-        for server_id in reversed(pending):
-            if surplus == 0:
-                return
-            self.groups.terminate_instance(now, server_id, decrement_desired_capacity=True)
-            surplus -= 1
-        for host in ready[:surplus]:
+        ready.sort(key=lambda h: (rank.get(h.server_id, len(rank)), len(h.in_flight)))
+        chosen = ready[:count]
+        for host in chosen:
             host.drain_deadline = now + self.settings.drain_timeout_seconds
             self._router.server_draining(now, host.server_id)
-            surplus -= 1
             if not host.in_flight:
                 self._terminate(host)
-        # A group that could not launch all it wanted has fewer members than its size.
-        if surplus > 0 and group.desired_capacity - surplus >= group.settings.min_size:
-            self.groups.set_desired_capacity(now, tier, group.desired_capacity - surplus)
+        return len(chosen)
 
     def _is_ordered_drain(self, host: _Host) -> bool:
         if not host.is_draining:

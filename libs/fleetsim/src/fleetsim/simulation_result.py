@@ -32,6 +32,16 @@ class RequestLog:
         self.outcome = array("b")
         self.tier = array("b")
 
+    def add(
+        self, end_time: float, first_token: float, per_token: float, outcome: int, tier: int
+    ) -> None:
+        """Add a row; latencies in seconds, NaN when there are none."""
+        self.end_time.append(end_time)
+        self.first_token_seconds.append(first_token)
+        self.seconds_per_token.append(per_token)
+        self.outcome.append(outcome)
+        self.tier.append(tier)
+
     def __len__(self) -> int:
         return len(self.end_time)
 
