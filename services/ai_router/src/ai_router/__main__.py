@@ -63,7 +63,7 @@ async def main(settings: AiRouterSettings, runtime: ServiceRuntime) -> None:
     ):
         source: FleetSource
         if settings.static_servers:
-            source = StaticFleetSource(settings.static_servers, runtime.clock)
+            source = StaticFleetSource(settings.static_fleet(), runtime.clock)
         else:
             source = CollectorFleetSource(
                 gpu_metrics_pb2_grpc.GpuMetricsServiceStub(channel),

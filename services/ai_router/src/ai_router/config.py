@@ -131,6 +131,11 @@ class TierSettings:
         }
 
 
+def _checked_static_servers(text: str) -> tuple[str, ...]:
+    parse_static_servers(text)
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AiRouterSettings:
     """Everything the router can be told."""
@@ -147,10 +152,10 @@ class AiRouterSettings:
         default="127.0.0.1:50061",
         help="host:port of the metrics collector, whose fleet feed is the discovery",
     )
-    static_servers: tuple[ServerReport, ...] = setting(
+    static_servers: tuple[str, ...] = setting(
         "AI_ROUTER_STATIC_SERVERS",
         default=(),
-        parse=parse_static_servers,
+        parse=_checked_static_servers,
         help="comma-separated TIER:MODEL@URL used instead of the collector",
     )
     model_server_api_key: str = setting(
@@ -263,6 +268,10 @@ class AiRouterSettings:
         maximum=10,
         help="length of an interval in the demand stream",
     )
+
+    def static_fleet(self) -> tuple[ServerReport, ...]:
+        """Returns the servers that are written down; empty when the collector is asked."""
+        return parse_static_servers(",".join(self.static_servers))
 
     def routing_policy(self) -> RoutingPolicy:
         """Returns the limits of routing."""
