@@ -1,0 +1,1 @@
+"""The game: players who come and go, what they ask for, and a storyteller who remembers."""

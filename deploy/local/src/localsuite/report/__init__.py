@@ -1,0 +1,1 @@
+"""The evening on paper: what happened, whether it held, what was simulated."""

@@ -1,0 +1,1 @@
+"""Processes of the suite: started together, watched, restarted within bounds, stopped."""

@@ -1,0 +1,1 @@
+"""What a person sees while the suite runs: a live screen, or plain lines."""

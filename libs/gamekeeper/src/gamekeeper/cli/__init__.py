@@ -1,0 +1,87 @@
+"""The `gamekeeper` command line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from gamekeeper.cli.ask import ask
+from gamekeeper.cli.capacity import decisions, override, tiers, why
+from gamekeeper.cli.failures import EXIT_CODES
+from gamekeeper.cli.fleet import gpus
+from gamekeeper.cli.lore import lore
+from gamekeeper.cli.status import status
+from gamekeeper.cli.up import up
+from gamekeeper.cli.worlds import world
+
+__all__ = ["app", "main"]
+
+_EPILOG = (
+    "Addresses: an option, else GAMEKEEPER_<SERVICE>_ADDRESS, else the run in GAMEKEEPER_DATA_DIR "
+    "or the nearest .var directory, else 127.0.0.1:50061 to 50064.\n\nMutual TLS: the "
+    "GAMEKEEPER_TLS_* files, as for the services.\n\nExit codes: "
+    + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())
+    + "."
+)
+
+app = typer.Typer(
+    name="gamekeeper",
+    help="The AI back end of a game: its tiers, its memory, and why it does what it does.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    *,
+    gpu_metrics: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of the metrics collector.")
+    ] = None,
+    autoscaler: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of the autoscaler.")
+    ] = None,
+    ai_router: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of the router.")
+    ] = None,
+    knowledge_base: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Address of the knowledge base.")
+    ] = None,
+) -> None:
+    """Keeps the addresses given for the command that follows."""
+    context.obj = {
+        "gpu_metrics": gpu_metrics,
+        "autoscaler": autoscaler,
+        "ai_router": ai_router,
+        "knowledge_base": knowledge_base,
+    }
+
+
+app.command(
+    "up",
+    # Its options are the suite's own and go through as they are, --help included.
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],
+    },
+)(up)
+app.command("status")(status)
+app.command("tiers")(tiers)
+app.command("why")(why)
+app.command("decisions")(decisions)
+app.add_typer(override, name="override")
+app.command("gpus")(gpus)
+app.add_typer(lore, name="lore")
+app.add_typer(world, name="world")
+app.command("ask")(ask)
+
+
+def main() -> None:
+    """Runs the command line; ends the process."""
+    app()

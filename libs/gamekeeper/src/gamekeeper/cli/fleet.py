@@ -1,0 +1,98 @@
+"""Commands about the fleet: GPUs and their model servers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from gamekeeper.cli.session import (
+    DEFAULT_TIMEOUT_SECONDS,
+    GrpcurlOption,
+    OutputFormat,
+    OutputOption,
+    Session,
+    TimeoutOption,
+)
+from gamekeeper.cli.tiers import TierName, tier_label, tier_number
+from gamekeeper.cli.wording import enum_words, optional_number
+from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2
+
+__all__ = ["gpus"]
+
+
+def gpus(
+    context: typer.Context,
+    *,
+    tier: Annotated[TierName | None, typer.Option(help="Only this tier.")] = None,
+    output: OutputOption = OutputFormat.TABLE,
+    grpcurl: GrpcurlOption = False,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Show every GPU and model server, now. A dash is a reading that is missing, not a zero.
+
+    Examples:
+      gamekeeper gpus --tier gold
+
+      gamekeeper gpus -o json | jq '.fleet.hosts[].host.hostId'
+    """
+    session = Session.of(context, output, grpcurl, timeout)
+    request = gpu_metrics_pb2.GetFleetRequest(tiers=[tier_number(tier)] if tier else [])
+
+    def render(answer: gpu_metrics_pb2.GetFleetResponse) -> None:
+        now = answer.snapshot_time.ToMicroseconds()
+        table = Table(box=None, padding=(0, 1))
+        for heading in ("tier", "server", "state", "host", "type", "zone", "paid"):
+            table.add_column(heading, no_wrap=True)
+        for heading in ("running", "waiting", "KV cache", "GPU busy", "power", "temp", "age"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for view in answer.fleet.hosts:
+            age_seconds = max(0, now - view.receive_time.ToMicroseconds()) / 1e6
+            for server in view.servers:
+                table.add_row(*_row(view, server, age_seconds))
+        session.console.print(table)
+        hosts = len(answer.fleet.hosts)
+        count = sum(len(view.gpus) for view in answer.fleet.hosts)
+        simulated = any(view.host.simulated for view in answer.fleet.hosts)
+        session.console.print(f"{count} GPUs on {hosts} hosts" + ", simulated" * simulated)
+
+    session.show("gpu_metrics", "GetFleet", request, render)
+
+
+def _row(
+    view: fleet_pb2.HostView, server: fleet_pb2.ModelServerSample, age_seconds: float
+) -> list[str]:
+    mine = set(server.gpu_uuids)
+    gpu = next((each for each in view.gpus if each.gpu_uuid in mine), fleet_pb2.GpuSample())
+    state = enum_words(fleet_pb2.ModelServerState.Name(server.state), "MODEL_SERVER_STATE_")
+    if view.freshness == fleet_pb2.FRESHNESS_STALE:
+        state = f"[red]silent[/red], was {state}"
+    if view.host.HasField("interruption_time"):
+        state += ", [magenta]called back[/magenta]"
+    return [
+        tier_label(server.tier),
+        server.server_id,
+        state,
+        view.host.host_id,
+        view.host.instance_type or "-",
+        view.host.availability_zone or "-",
+        enum_words(fleet_pb2.PurchaseOption.Name(view.host.purchase_option), "PURCHASE_OPTION_"),
+        optional_number(server.running_requests, known=server.HasField("running_requests")),
+        optional_number(server.waiting_requests, known=server.HasField("waiting_requests")),
+        optional_number(
+            server.kv_cache_usage_permille / 10,
+            known=server.HasField("kv_cache_usage_permille"),
+            unit=" %",
+        ),
+        optional_number(
+            gpu.utilization_permille / 10, known=gpu.HasField("utilization_permille"), unit=" %"
+        ),
+        optional_number(
+            gpu.power_milliwatts / 1000, known=gpu.HasField("power_milliwatts"), unit=" W"
+        ),
+        optional_number(
+            gpu.temperature_celsius, known=gpu.HasField("temperature_celsius"), unit=" °C"
+        ),
+        f"{age_seconds:.1f} s",
+    ]

@@ -1,0 +1,186 @@
+"""Commands about lore: ingest and search."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.padding import Padding
+
+from gamekeeper.cli.failures import EXIT_USAGE
+from gamekeeper.cli.grpcurl import grpcurl_words
+from gamekeeper.cli.session import (
+    DEFAULT_TIMEOUT_SECONDS,
+    GrpcurlOption,
+    OutputFormat,
+    OutputOption,
+    Session,
+    TimeoutOption,
+    fail,
+    message_json,
+    method_name,
+)
+from gamekeeper.lore import (
+    INGEST_DEADLINE_SECONDS,
+    DocumentTooLargeError,
+    ingest_directory,
+    markdown_files,
+)
+from gaming.knowledge_base.v1 import knowledge_base_pb2
+
+__all__ = ["lore"]
+
+lore = typer.Typer(help="Ingest and search documents of lore.", no_args_is_help=True)
+
+_STATES = {
+    knowledge_base_pb2.INGEST_STATE_UNCHANGED: "unchanged",
+    knowledge_base_pb2.INGEST_STATE_STORED: "stored",
+    knowledge_base_pb2.INGEST_STATE_REMOVED: "removed",
+}
+
+
+@lore.command("ingest")
+def lore_ingest(
+    context: typer.Context,
+    *,
+    directory: Annotated[
+        Path,
+        typer.Argument(exists=True, file_okay=False, help="Directory with Markdown files."),
+    ],
+    collection: Annotated[str, typer.Option(help="Names the set of documents.")] = "lore",
+    keep_missing: Annotated[
+        bool, typer.Option("--keep-missing", help="Keep documents that are not there any more.")
+    ] = False,
+    output: OutputOption = OutputFormat.TABLE,
+    grpcurl: GrpcurlOption = False,
+    timeout: TimeoutOption = INGEST_DEADLINE_SECONDS,
+) -> None:
+    """Ingest the Markdown files of a directory; unchanged ones cost nothing.
+
+    With -o json, prints one JSON object per document and one for the summary, a line each.
+
+    Examples:
+      gamekeeper lore ingest services/knowledge_base/lore
+
+      gamekeeper lore ingest ~/my-world --collection my-world
+    """
+    session = Session.of(context, output, grpcurl, timeout)
+    if not markdown_files(directory):
+        fail(f"{directory} holds no Markdown file (*.md)", exit_code=EXIT_USAGE)
+    if grpcurl:
+        _print_ingest_grpcurl(session, directory, collection, remove_missing=not keep_missing)
+        return
+
+    def hear(update: knowledge_base_pb2.IngestDocumentsResponse) -> None:
+        if session.as_json:
+            session.emit_json(message_json(update), one_line=True)
+        elif update.HasField("document"):
+            each = update.document
+            session.console.print(
+                f"{_STATES.get(each.state, '?'):<10} {escape(each.path)}  [dim]{each.chunks} "
+                f"passages, {each.embedded_chunks} embedded[/dim]",
+                soft_wrap=True,
+            )
+        else:
+            total = update.summary
+            session.console.print(
+                f"{total.stored_documents} stored, {total.unchanged_documents} unchanged, "
+                f"{total.removed_documents} removed; {total.chunks} passages in all, "
+                f"{total.embedded_chunks} embedded"
+            )
+
+    try:
+        session.stream(
+            "knowledge_base",
+            lambda stub: ingest_directory(
+                stub,
+                directory,
+                collection=collection,
+                remove_missing=not keep_missing,
+                timeout_seconds=timeout,
+            ),
+            hear,
+        )
+    except (DocumentTooLargeError, OSError) as error:
+        fail(str(error), exit_code=EXIT_USAGE)
+
+
+@lore.command("search")
+def lore_search(
+    context: typer.Context,
+    *,
+    query: Annotated[str, typer.Argument(help="What is looked for, in plain words.")],
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most this many.")] = 5,
+    mode: Annotated[
+        str, typer.Option(help="hybrid, vector (meaning only) or keyword (words only).")
+    ] = "hybrid",
+    collection: Annotated[
+        list[str] | None, typer.Option(help="Only this collection; may be repeated.")
+    ] = None,
+    output: OutputOption = OutputFormat.TABLE,
+    grpcurl: GrpcurlOption = False,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Find the passages that answer a question, with where they stand.
+
+    Examples:
+      gamekeeper lore search "what may never be lent"
+
+      gamekeeper lore search "ferry" --mode keyword --limit 3 -o json
+    """
+    session = Session.of(context, output, grpcurl, timeout)
+    modes = {
+        "hybrid": knowledge_base_pb2.SEARCH_MODE_HYBRID,
+        "vector": knowledge_base_pb2.SEARCH_MODE_VECTOR,
+        "keyword": knowledge_base_pb2.SEARCH_MODE_KEYWORD,
+    }
+    if mode not in modes:
+        fail(f"--mode {mode} is none of {', '.join(modes)}", exit_code=EXIT_USAGE)
+    request = knowledge_base_pb2.SearchRequest(
+        query=query, limit=limit, mode=modes[mode], collections=collection or []
+    )
+
+    def render(answer: knowledge_base_pb2.SearchResponse) -> None:
+        if not answer.results:
+            session.console.print("nothing was found")
+        for number, result in enumerate(answer.results, start=1):
+            session.console.print(
+                f"[bold]{number}. {escape(citation_words(result.citation))}[/bold]  "
+                f"[dim]score {result.score:.3f}[/dim]",
+                soft_wrap=True,
+            )
+            session.console.print(Padding(escape(_excerpt(result.text)), (0, 0, 1, 3)))
+
+    session.show("knowledge_base", "Search", request, render)
+
+
+def citation_words(citation: knowledge_base_pb2.Citation) -> str:
+    """`lore/03-factions.md > Wardens > Oaths, lines 40-52`."""
+    headings = " > ".join([citation.path, *citation.heading_path[-2:]])
+    return f"{headings}, lines {citation.start_line}-{citation.end_line}"
+
+
+def _excerpt(text: str, *, characters: int = 400) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= characters else flat[:characters].rsplit(" ", 1)[0] + " …"
+
+
+def _print_ingest_grpcurl(
+    session: Session, directory: Path, collection: str, *, remove_missing: bool
+) -> None:
+    """Prints a pipeline, since the call is a stream of documents: each file as base64."""
+    begin = (
+        f'{{"begin":{{"collection":"{collection}","removeMissing":{str(remove_missing).lower()}}}}}'
+    )
+    words = " ".join(shlex.quote(word) for word in grpcurl_words(session.channel.tls))
+    session.print_line(
+        f"(cd {shlex.quote(str(directory))} && {{ echo {shlex.quote(begin)}; "
+        "find . -name '*.md' -not -path '*/.*' | sort | while read -r f; do "
+        'printf \'{"document":{"path":"%s","content":"%s"}}\\n\' '
+        '"${f#./}" "$(base64 < "$f" | tr -d \'\\n\')"; done; }) | '
+        f"{words} -d @ {session.addresses.knowledge_base} "
+        f"{method_name('knowledge_base', 'IngestDocuments')}"
+    )
