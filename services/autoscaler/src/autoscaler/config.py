@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from autoscaler.domain.journal_rules import JournalPolicy
@@ -18,15 +16,28 @@ from servicekit.telemetry import TelemetrySettings
 
 __all__ = ["AutoscalerSettings", "TierSettings"]
 
-# USD per hour, Linux On-Demand, us-east-1: the prices the product's cost promise is stated against.
-REFERENCE_PRICES = MappingProxyType(
-    {"g5.xlarge": 1.006, "g5.2xlarge": 1.212, "g6.xlarge": 0.805, "c5.4xlarge": 0.68}
+
+@dataclass(frozen=True, slots=True)
+class PriceList:
+    """USD per hour by instance type."""
+
+    prices: tuple[tuple[str, float], ...]
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={price:g}" for name, price in self.prices)
+
+
+# Linux On-Demand, us-east-1: the prices the product's cost promise is stated against.
+REFERENCE_PRICES = PriceList(
+    (("g5.xlarge", 1.006), ("g5.2xlarge", 1.212), ("g6.xlarge", 0.805), ("c5.4xlarge", 0.68))
 )
+# The middle of the $0.26-0.44 seen by region.
+REFERENCE_SPOT_PRICES = PriceList((("g6.xlarge", 0.35),))
 
 
-def parse_prices(text: str) -> Mapping[str, float]:
+def parse_prices(text: str) -> PriceList:
     """Read `type=price` pairs, comma-separated, for example `g5.xlarge=1.006,g6.xlarge=0.805`."""
-    prices: dict[str, float] = {}
+    prices: list[tuple[str, float]] = []
     for pair in filter(None, (part.strip() for part in text.split(","))):
         name, separator, price = pair.partition("=")
         try:
@@ -35,8 +46,8 @@ def parse_prices(text: str) -> Mapping[str, float]:
             value = -1.0
         if not separator or not name or not 0 <= value < 1_000:
             raise ValueError("write type=USD-per-hour pairs, for example g5.xlarge=1.006")
-        prices[name.strip()] = value
-    return MappingProxyType(prices)
+        prices.append((name.strip(), value))
+    return PriceList(tuple(prices))
 
 
 def _tier(tier: str, name: str, default: Any, meaning: str, *, minimum: float | None = None) -> Any:
@@ -150,7 +161,7 @@ class PaceSettings:
     )
     trend_seconds: float = setting(
         "AUTOSCALER_TREND_SECONDS",
-        default=60.0,
+        default=120.0,
         minimum=0.1,
         help="* time constant of the arrival trend",
     )
@@ -306,15 +317,15 @@ class JournalSettings:
 class PriceSettings:
     """What instances cost, and what players pay for."""
 
-    on_demand: Mapping[str, float] = setting(
+    on_demand: PriceList = setting(
         "AUTOSCALER_PRICES",
         default=REFERENCE_PRICES,
         parse=parse_prices,
         help="USD per hour On-Demand, type=price pairs",
     )
-    spot: Mapping[str, float] = setting(
+    spot: PriceList = setting(
         "AUTOSCALER_SPOT_PRICES",
-        default=MappingProxyType({"g6.xlarge": 0.35}),
+        default=REFERENCE_SPOT_PRICES,
         parse=parse_prices,
         help="USD per hour Spot, type=price pairs",
     )
@@ -338,10 +349,10 @@ class PriceSettings:
     def table(self) -> PriceTable:
         """Return the price table; unknown types cost as much as the dearest known one."""
         return PriceTable(
-            on_demand_usd_per_hour=dict(self.on_demand),
-            spot_usd_per_hour=dict(self.spot),
+            on_demand_usd_per_hour=dict(self.on_demand.prices),
+            spot_usd_per_hour=dict(self.spot.prices),
             spot_price_ratio=self.spot_ratio,
-            fallback_usd_per_hour=max(self.on_demand.values(), default=0.0),
+            fallback_usd_per_hour=max((p for _, p in self.on_demand.prices), default=0.0),
         )
 
 

@@ -47,7 +47,10 @@ class TierPolicy:
 
     smoothing_seconds: float = 30.0
     fast_smoothing_seconds: float = 5.0
-    trend_seconds: float = 60.0
+    trend_seconds: float = 120.0
+    trend_damping: float = 0.5
+    """Share of the trend that is believed: trends seldom last (damped trend, Gardner and
+    McKenzie 1985), and a sudden step looks like one at first."""
     learning_seconds: float = 300.0
     maximum_forecast_growth: float = 2.0
     """A forecast is at most this many times the present arrival rate."""

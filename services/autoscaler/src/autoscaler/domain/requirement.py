@@ -102,8 +102,8 @@ def _forecast(
     level = estimates.arrivals or 0.0
     if not use_forecast:
         return level, "no forecast"
-    growth = max(0.0, estimates.arrivals_trend - estimates.arrivals_noise) * horizon
-    expected, basis = level + growth, "trend"
+    trend = max(0.0, estimates.arrivals_trend - estimates.arrivals_noise)
+    expected, basis = level + policy.trend_damping * trend * horizon, "trend"
     per_player = estimates.requests_per_player_second
     players = snapshot.fresh_players(policy)
     if players and per_player:
