@@ -575,6 +575,17 @@ class TestLocalControl:
 
 
 class TestContainerInstances:
+    def test_the_cluster_counts_its_hosts_once_it_exists(self, aws: LocalAws) -> None:
+        ecs = aws.client("ecs")
+        assert ecs.describe_clusters(clusters=["gamekeeper"])["clusters"] == []
+        with pytest.raises(ClientError) as refused:
+            ecs.list_container_instances(cluster="gamekeeper")
+        assert refusal(refused)[0] == "ClusterNotFoundException"
+        seed_account(aws.endpoint, [a_tier(desired=2)])
+        aws.pass_time(600)
+        (cluster,) = ecs.describe_clusters(clusters=["gamekeeper"])["clusters"]
+        assert (cluster["status"], cluster["registeredContainerInstancesCount"]) == ("ACTIVE", 2)
+
     def test_hosts_that_run_are_container_instances(self, aws: LocalAws) -> None:
         tier = a_tier(desired=2)
         seed_account(aws.endpoint, [tier])
@@ -631,13 +642,99 @@ class TestPassedToMoto:
         ssm.put_parameter(Name=f"/{unique}", Value="on", Type="String")
         assert ssm.get_parameter(Name=f"/{unique}")["Parameter"]["Value"] == "on"
 
-    def test_networks_and_launch_templates_of_ec2(self, aws: LocalAws) -> None:
-        seed_account(aws.endpoint, [tier := a_tier()])
+    def test_networks_of_ec2(self, aws: LocalAws) -> None:
+        zones = aws.client("ec2").describe_availability_zones()["AvailabilityZones"]
+        assert set(ZONES) <= {zone["ZoneName"] for zone in zones}
+
+    def test_services_of_the_cluster(self, aws: LocalAws) -> None:
+        seed_account(aws.endpoint, [])
+        ecs = aws.client("ecs")
+        unique = uuid.uuid4().hex[:8]
+        definition = ecs.register_task_definition(
+            family=f"router-{unique}",
+            containerDefinitions=[{"name": "router", "image": "router", "memory": 64}],
+        )["taskDefinition"]["taskDefinitionArn"]
+        ecs.create_service(
+            cluster="gamekeeper",
+            serviceName=f"router-{unique}",
+            taskDefinition=definition,
+            desiredCount=2,
+        )
+        described = ecs.describe_services(cluster="gamekeeper", services=[f"router-{unique}"])
+        assert [service["desiredCount"] for service in described["services"]] == [2]
+
+
+class TestLaunchTemplates:
+    def test_a_group_follows_the_newest_version_of_its_template(self, aws: LocalAws) -> None:
+        ec2, autoscaling = aws.client("ec2"), aws.client("autoscaling")
+        ec2.create_launch_template(
+            LaunchTemplateName="gold",
+            LaunchTemplateData={
+                "InstanceType": "g5.xlarge",
+                "UserData": "IyEvYmluL3NoCg==",
+                "IamInstanceProfile": {"Name": "gpu-host"},
+                "BlockDeviceMappings": [{"DeviceName": "/dev/xvda", "Ebs": {"VolumeSize": 100}}],
+                "MetadataOptions": {"HttpTokens": "required"},
+            },
+        )
+        for name, version in (("newest", "$Latest"), ("pinned", "1")):
+            autoscaling.create_auto_scaling_group(
+                AutoScalingGroupName=name,
+                MinSize=1,
+                MaxSize=5,
+                AvailabilityZones=["us-east-1a"],
+                LaunchTemplate={"LaunchTemplateName": "gold", "Version": version},
+            )
+        ec2.create_launch_template_version(
+            LaunchTemplateName="gold",
+            SourceVersion="1",
+            LaunchTemplateData={"InstanceType": "g6.xlarge"},
+        )
+        for name in ("newest", "pinned"):
+            autoscaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=2)
+        types = {
+            name: [m["InstanceType"] for m in aws.group(name)["Instances"]]
+            for name in ("newest", "pinned")
+        }
+        assert types == {
+            "newest": ["g5.xlarge", "g6.xlarge"],
+            "pinned": ["g5.xlarge", "g5.xlarge"],
+        }
+        versions = ec2.describe_launch_template_versions(LaunchTemplateName="gold")
+        newest, first = versions["LaunchTemplateVersions"]
+        assert (newest["VersionNumber"], first["VersionNumber"]) == (2, 1)
+        assert first["DefaultVersion"]
+        assert newest["LaunchTemplateData"] == {
+            **first["LaunchTemplateData"],
+            "InstanceType": "g6.xlarge",
+        }
+
+    def test_a_template_is_found_changed_and_deleted(self, aws: LocalAws) -> None:
         ec2 = aws.client("ec2")
-        zones = ec2.describe_availability_zones()["AvailabilityZones"]
-        assert "us-east-1a" in [zone["ZoneName"] for zone in zones]
-        templates = ec2.describe_launch_templates(LaunchTemplateNames=[group_name(tier.tier)])
-        assert len(templates["LaunchTemplates"]) == 1
+        created = ec2.create_launch_template(
+            LaunchTemplateName="silver", LaunchTemplateData={"InstanceType": "g5.2xlarge"}
+        )["LaunchTemplate"]
+        with pytest.raises(ClientError) as refused:
+            ec2.create_launch_template(LaunchTemplateName="silver", LaunchTemplateData={})
+        assert refusal(refused)[0] == "InvalidLaunchTemplateName.AlreadyExistsException"
+        ec2.create_launch_template_version(
+            LaunchTemplateId=created["LaunchTemplateId"],
+            LaunchTemplateData={"InstanceType": "g6.xlarge"},
+        )
+        ec2.modify_launch_template(LaunchTemplateName="silver", DefaultVersion="2")
+        (found,) = ec2.describe_launch_templates(LaunchTemplateNames=["silver"])["LaunchTemplates"]
+        assert (found["DefaultVersionNumber"], found["LatestVersionNumber"]) == (2, 2)
+        ec2.delete_launch_template(LaunchTemplateName="silver")
+        with pytest.raises(ClientError) as refused:
+            ec2.describe_launch_templates(LaunchTemplateNames=["silver"])
+        assert refusal(refused)[0] == "InvalidLaunchTemplateName.NotFoundException"
+
+    def test_a_dry_run_changes_nothing(self, aws: LocalAws) -> None:
+        ec2 = aws.client("ec2")
+        with pytest.raises(ClientError) as refused:
+            ec2.run_instances(InstanceType="g5.xlarge", MinCount=1, MaxCount=1, DryRun=True)
+        assert refusal(refused)[0] == "DryRunOperation"
+        assert aws.instances() == []
 
 
 async def test_aioboto3_sees_the_same(aws: LocalAws) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from fleetsim.cloud_state import Instance
+from fleetsim.scaling_group import GROUP_TAG
 from fleetsim.scaling_group_state import GroupView, HookKind, LifecycleHook
 from localsuite.aws.autoscaling_groups import (
     GroupRecord,
@@ -14,9 +16,10 @@ from localsuite.aws.autoscaling_groups import (
     settings_of_request,
 )
 from localsuite.aws.errors import ApiError, not_modelled
-from localsuite.aws.launch_sources import LaunchSources
+from localsuite.aws.launch_templates import LaunchTemplatesApi
 from localsuite.aws.paging import matches_filters, page_of
 from localsuite.aws.region import Region
+from localsuite.aws.subnets import Subnets
 
 __all__ = ["AutoScalingApi"]
 
@@ -32,9 +35,10 @@ class AutoScalingApi:
     Refusals are ApiError or fleetsim's CloudError, with AWS's codes.
     """
 
-    def __init__(self, region: Region, sources: LaunchSources) -> None:
+    def __init__(self, region: Region, templates: LaunchTemplatesApi) -> None:
         self._region = region
-        self._sources = sources
+        self._templates = templates
+        self._subnets = Subnets(region.account_id, region.name)
         self._records: dict[str, GroupRecord] = {}
         self.operations: Mapping[str, Callable[[Params], Result]] = {
             "CreateAutoScalingGroup": self.create_group,
@@ -62,8 +66,8 @@ class AutoScalingApi:
 
     def create_group(self, params: Params) -> Result:
         """Creates a group; it starts launching at once."""
-        record = GroupRecord.from_request(params, self._sources)
-        settings = settings_of_request(params, record, self._sources)
+        record = GroupRecord.from_request(params, self._templates, self._subnets)
+        settings = settings_of_request(params, record)
         hooks = params.get("LifecycleHookSpecificationList") or ()
         with self._region.at_now() as now:
             self._region.groups.create(
@@ -79,12 +83,12 @@ class AutoScalingApi:
         name = params["AutoScalingGroupName"]
         with self._region.at_now() as now:
             self._region.groups.group(name)
-            record = self._records[name].updated(params, self._sources)
+            record = self._records[name].updated(params, self._templates, self._subnets)
             self._region.groups.update(
                 now,
                 name,
                 desired_capacity=params.get("DesiredCapacity"),
-                **settings_changes(params, record, self._sources),
+                **settings_changes(params, record),
             )
             self._records[name] = record
         return {}
@@ -156,6 +160,19 @@ class AutoScalingApi:
         with self._region.at_now() as now:
             self._region.groups.resume(now, params["AutoScalingGroupName"], *processes)
         return {}
+
+    def template_changed(self, template_id: str) -> None:
+        """Lets the groups of a launch template launch its present version from now on."""
+        with self._region.at_now() as now:
+            for view in self._region.groups.groups():
+                record = self._records[view.settings.name]
+                if record.template.template_id != template_id or view.is_deleting:
+                    continue
+                template = self._templates.resolve(
+                    {"LaunchTemplateId": template_id, "Version": record.template.version}
+                )
+                record = self._records[view.settings.name] = replace(record, template=template)
+                self._region.groups.update(now, view.settings.name, **record.launch_settings())
 
     # --- members ----------------------------------------------------------------------------
 
@@ -284,6 +301,11 @@ class AutoScalingApi:
         with self._region.at_now() as now:
             self._region.groups.record_lifecycle_heartbeat(now, _held_instance(params))
         return {}
+
+    def subnet_of(self, instance: Instance) -> str | None:
+        """The subnet of a member whose group names subnets."""
+        record = self._records.get(instance.tags.get(GROUP_TAG, ""))
+        return record.subnet_in(instance.zone) if record is not None else None
 
     # --- internals ----------------------------------------------------------------------------
 

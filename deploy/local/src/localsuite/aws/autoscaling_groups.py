@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from fleetsim.scaling_group_state import (
@@ -13,9 +12,18 @@ from fleetsim.scaling_group_state import (
     TerminationPolicy,
 )
 from localsuite.aws.errors import ApiError, not_modelled
-from localsuite.aws.launch_sources import LaunchSources, ResolvedTemplate
+from localsuite.aws.launch_templates import LaunchTemplatesApi, ResolvedTemplate
+from localsuite.aws.moments import moment
+from localsuite.aws.subnets import Subnets
 
-__all__ = ["GroupRecord", "activity_document", "group_document", "instance_document", "moment"]
+__all__ = [
+    "GroupRecord",
+    "activity_document",
+    "group_document",
+    "instance_document",
+    "settings_changes",
+    "settings_of_request",
+]
 
 _NOT_MODELLED = ("LaunchConfigurationName", "InstanceId", "WarmPoolConfiguration")
 
@@ -27,32 +35,36 @@ class GroupRecord:
     template: ResolvedTemplate
     mixed_instances_policy: Mapping[str, Any] | None
     tags: tuple[Mapping[str, Any], ...] = ()
-    subnets: tuple[str, ...] = ()
+    zone_by_subnet: Mapping[str, str] = field(default_factory=dict)
     health_check_type: str = "EC2"
     health_check_grace_period: int = 0
     hooks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def from_request(cls, params: Mapping[str, Any], sources: LaunchSources) -> "GroupRecord":
+    def from_request(
+        cls, params: Mapping[str, Any], templates: LaunchTemplatesApi, subnets: Subnets
+    ) -> "GroupRecord":
         """The record of a CreateAutoScalingGroup request. Raises ApiError (ValidationError)."""
-        template, policy = _launch_source(params, sources)
+        template, policy = _launch_source(params, templates)
         return cls(
             template=template,
             mixed_instances_policy=policy,
             tags=tuple(_tag(params["AutoScalingGroupName"], t) for t in params.get("Tags") or ()),
-            subnets=_subnets(params),
+            zone_by_subnet=_zone_by_subnet(params, subnets),
             health_check_type=params.get("HealthCheckType") or "EC2",
             health_check_grace_period=params.get("HealthCheckGracePeriod") or 0,
         )
 
-    def updated(self, params: Mapping[str, Any], sources: LaunchSources) -> "GroupRecord":
+    def updated(
+        self, params: Mapping[str, Any], templates: LaunchTemplatesApi, subnets: Subnets
+    ) -> "GroupRecord":
         """The record after an UpdateAutoScalingGroup request."""
         record = self
         if params.get("LaunchTemplate") or params.get("MixedInstancesPolicy"):
-            template, policy = _launch_source(params, sources)
+            template, policy = _launch_source(params, templates)
             record = replace(record, template=template, mixed_instances_policy=policy)
         if params.get("VPCZoneIdentifier") is not None:
-            record = replace(record, subnets=_subnets(params))
+            record = replace(record, zone_by_subnet=_zone_by_subnet(params, subnets))
         if params.get("HealthCheckType"):
             record = replace(record, health_check_type=params["HealthCheckType"])
         if params.get("HealthCheckGracePeriod") is not None:
@@ -68,6 +80,10 @@ class GroupRecord:
     def without_tags(self, keys: set[str]) -> "GroupRecord":
         """The record without the tags of these keys."""
         return replace(self, tags=tuple(tag for tag in self.tags if tag["Key"] not in keys))
+
+    def subnet_in(self, zone: str) -> str | None:
+        """The group's subnet in a zone; None for a group that names zones only."""
+        return next((s for s, z in self.zone_by_subnet.items() if z == zone), None)
 
     @property
     def instance_tags(self) -> dict[str, str]:
@@ -94,11 +110,9 @@ class GroupRecord:
         }
 
 
-def settings_of_request(
-    params: Mapping[str, Any], record: GroupRecord, sources: LaunchSources
-) -> GroupSettings:
+def settings_of_request(params: Mapping[str, Any], record: GroupRecord) -> GroupSettings:
     """The settings a CreateAutoScalingGroup request asks for. Raises ApiError."""
-    zones = _zones(params, sources)
+    zones = _zones(params, record)
     if not zones:
         raise ApiError(
             "ValidationError", "At least one Availability Zone or VPC Subnet is required."
@@ -113,12 +127,10 @@ def settings_of_request(
     )
 
 
-def settings_changes(
-    params: Mapping[str, Any], record: GroupRecord, sources: LaunchSources
-) -> dict[str, Any]:
+def settings_changes(params: Mapping[str, Any], record: GroupRecord) -> dict[str, Any]:
     """The fields of GroupSettings an UpdateAutoScalingGroup request changes."""
     changes: dict[str, Any] = {**record.launch_settings(), **_plain_settings(params)}
-    if zones := _zones(params, sources):
+    if zones := _zones(params, record):
         changes["zones"] = zones
     for parameter, field_name in (("MinSize", "min_size"), ("MaxSize", "max_size")):
         if params.get(parameter) is not None:
@@ -150,7 +162,7 @@ def group_document(
             {"ProcessName": name, "SuspensionReason": "User suspended"}
             for name in sorted(view.suspended_processes)
         ],
-        "VPCZoneIdentifier": ",".join(record.subnets),
+        "VPCZoneIdentifier": ",".join(record.zone_by_subnet),
         "EnabledMetrics": [],
         "Tags": list(record.tags),
         "TerminationPolicies": [settings.termination_policy.value],
@@ -202,13 +214,8 @@ def activity_document(activity: ScalingActivity) -> dict[str, Any]:
     return document
 
 
-def moment(unix_seconds: float) -> datetime:
-    """Unix seconds as the serialiser wants them."""
-    return datetime.fromtimestamp(unix_seconds, tz=UTC)
-
-
 def _launch_source(
-    params: Mapping[str, Any], sources: LaunchSources
+    params: Mapping[str, Any], templates: LaunchTemplatesApi
 ) -> tuple[ResolvedTemplate, Mapping[str, Any] | None]:
     for name in _NOT_MODELLED:
         if params.get(name):
@@ -222,13 +229,13 @@ def _launch_source(
             "InstanceId or MixedInstancesPolicy parameter.",
         )
     if specification:
-        return sources.template(specification), None
+        return templates.resolve(specification), None
     inner = (policy or {}).get("LaunchTemplate", {}).get("LaunchTemplateSpecification")
     if not inner:
         raise ApiError(
             "ValidationError", "MixedInstancesPolicy must contain a LaunchTemplateSpecification."
         )
-    return sources.template(inner), policy
+    return templates.resolve(inner), policy
 
 
 def _plain_settings(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,14 +256,16 @@ def _plain_settings(params: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _subnets(params: Mapping[str, Any]) -> tuple[str, ...]:
+def _zone_by_subnet(params: Mapping[str, Any], subnets: Subnets) -> dict[str, str]:
     identifier = params.get("VPCZoneIdentifier") or ""
-    return tuple(subnet.strip() for subnet in identifier.split(",") if subnet.strip())
+    names = [subnet.strip() for subnet in identifier.split(",") if subnet.strip()]
+    return {name: subnets.zone_of(name) for name in names}
 
 
-def _zones(params: Mapping[str, Any], sources: LaunchSources) -> tuple[str, ...]:
+def _zones(params: Mapping[str, Any], record: GroupRecord) -> tuple[str, ...]:
     zones = list(params.get("AvailabilityZones") or ())
-    zones += [sources.zone_of_subnet(subnet) for subnet in _subnets(params)]
+    if zones or params.get("VPCZoneIdentifier"):
+        zones += record.zone_by_subnet.values()
     return tuple(dict.fromkeys(zones))
 
 

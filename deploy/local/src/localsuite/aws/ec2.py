@@ -6,9 +6,8 @@ from typing import Any
 from fleetsim.cloud_state import Instance, InstanceState
 from fleetsim.errors import CloudError
 from fleetsim.instance_types import INSTANCE_TYPES, Market
-from localsuite.aws.autoscaling_groups import moment
 from localsuite.aws.errors import ApiError, not_modelled
-from localsuite.aws.launch_sources import LaunchSources
+from localsuite.aws.moments import moment
 from localsuite.aws.paging import matches_filters, page_of
 from localsuite.aws.region import Region
 
@@ -30,9 +29,11 @@ _INSTANCES_NOT_MODELLED = ("StopInstances", "StartInstances", "RebootInstances")
 class Ec2Api:
     """One method per operation: parameters in, result out, both keyed as in the API reference."""
 
-    def __init__(self, region: Region, sources: LaunchSources) -> None:
+    def __init__(
+        self, region: Region, subnet_of: Callable[[Instance], str | None] = lambda _: None
+    ) -> None:
         self._region = region
-        self._sources = sources
+        self._subnet_of = subnet_of
         self.operations: Mapping[str, Callable[[Params], Result]] = {
             "DescribeInstances": self.describe_instances,
             "DescribeInstanceStatus": self.describe_instance_status,
@@ -50,17 +51,15 @@ class Ec2Api:
             page, token = page_of(
                 instances, token=params.get("NextToken"), limit=params.get("MaxResults")
             )
-            zones = {instance.zone for instance in page}
-            subnets = {zone: self._sources.default_subnet(zone) for zone in zones}
-        reservations = [
-            {
-                "ReservationId": f"r-{instance.instance_id[2:]}",
-                "OwnerId": self._region.account_id,
-                "Groups": [],
-                "Instances": [_instance_document(instance, *subnets[instance.zone])],
-            }
-            for instance in page
-        ]
+            reservations = [
+                {
+                    "ReservationId": f"r-{instance.instance_id[2:]}",
+                    "OwnerId": self._region.account_id,
+                    "Groups": [],
+                    "Instances": [_instance_document(instance, self._subnet_of(instance))],
+                }
+                for instance in page
+            ]
         return _paged({"Reservations": reservations}, token)
 
     def describe_instance_status(self, params: Params) -> Result:
@@ -115,12 +114,11 @@ class Ec2Api:
             except ValueError as error:
                 message = f"Invalid availability zone: [{zone}]"
                 raise ApiError("InvalidParameterValue", message) from error
-            subnet = self._sources.default_subnet(zone)
         return {
             "ReservationId": f"r-{launched[0].instance_id[2:]}",
             "OwnerId": self._region.account_id,
             "Groups": [],
-            "Instances": [_instance_document(instance, *subnet) for instance in launched],
+            "Instances": [_instance_document(instance, None) for instance in launched],
         }
 
     def terminate_instances(self, params: Params) -> Result:
@@ -239,7 +237,7 @@ def _tag_list(instance: Instance) -> list[dict[str, str]]:
     return [{"Key": key, "Value": value} for key, value in instance.tags.items()]
 
 
-def _instance_document(instance: Instance, subnet_id: str, vpc_id: str) -> Result:
+def _instance_document(instance: Instance, subnet_id: str | None) -> Result:
     document: Result = {
         "InstanceId": instance.instance_id,
         "ImageId": "ami-00000000000000000",
@@ -258,7 +256,6 @@ def _instance_document(instance: Instance, subnet_id: str, vpc_id: str) -> Resul
         },
         "Monitoring": {"State": "disabled"},
         "SubnetId": subnet_id,
-        "VpcId": vpc_id,
         "PrivateIpAddress": instance.private_ip_address,
         "Architecture": "x86_64",
         "RootDeviceName": "/dev/xvda",

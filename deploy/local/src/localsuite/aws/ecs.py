@@ -1,17 +1,21 @@
-"""ECS container instances of one cluster: the hosts that run, as its agent would register them.
+"""One ECS cluster and its container instances: the hosts that run, as its agent registers them.
 
-Clusters, task definitions and services are moto's. Tasks are not modelled, so
-`runningTasksCount` is 0.
+Task definitions, services and other clusters are moto's; the cluster is made known to it when
+one of them is first used, since loading moto's ECS doubles the memory of the local AWS. Tasks
+are not modelled, so `runningTasksCount` is 0.
 """
 
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moto.backends import get_backend
+
 from fleetsim.cloud_state import Instance, InstanceState
 from fleetsim.instance_types import INSTANCE_TYPES
-from localsuite.aws.autoscaling_groups import moment
 from localsuite.aws.errors import ApiError, not_modelled
+from localsuite.aws.moments import moment
 from localsuite.aws.paging import page_of
 from localsuite.aws.region import Region
 
@@ -31,18 +35,56 @@ class EcsApi:
         self._region = region
         self.cluster = cluster
         self._draining: set[str] = set()
+        self._lock = threading.Lock()
+        self._created_with: Params | None = None
+        self._moto_cluster: Any = None
         self.operations: Mapping[str, Callable[[Params], Result]] = {
+            "CreateCluster": self.create_cluster,
+            "DescribeClusters": self.describe_clusters,
+            "DeleteCluster": self._refuse_deletion,
             "ListContainerInstances": self.list_container_instances,
             "DescribeContainerInstances": self.describe_container_instances,
             "UpdateContainerInstancesState": self.update_container_instances_state,
         }
 
-    def concerns(self, params: Params) -> bool:
+    def concerns(self, operation: str, params: Params) -> bool:
         """True when a call is about this cluster; other clusters are moto's."""
-        return (params.get("cluster") or "default").rpartition("/")[2] == self.cluster
+        if operation == "DescribeClusters":
+            references = params.get("clusters") or ("default",)
+        elif operation == "CreateCluster":
+            references = (params.get("clusterName") or "default",)
+        else:
+            references = (params.get("cluster") or "default",)
+        return all(reference.rpartition("/")[2] == self.cluster for reference in references)
+
+    def prepare_moto(self) -> None:
+        """Makes the cluster known to moto, which is about to answer a call about services."""
+        with self._lock:
+            if self._created_with is not None and self._moto_cluster is None:
+                backend = get_backend("ecs")[self._region.account_id][self._region.name]
+                self._moto_cluster = backend.create_cluster(
+                    self.cluster, self._created_with.get("tags"), None, None, None
+                )
+
+    def create_cluster(self, params: Params) -> Result:
+        """Creates the cluster; again is the same, as in ECS."""
+        with self._lock:
+            if self._created_with is None:
+                self._created_with = params
+        with self._region.at_now():
+            return {"cluster": self._cluster_document()}
+
+    def describe_clusters(self, _: Params) -> Result:
+        """The cluster, with the count of its container instances."""
+        if self._created_with is None:
+            arn = f"{self._arn_prefix}:cluster/{self.cluster}"
+            return {"clusters": [], "failures": [{"arn": arn, "reason": "MISSING"}]}
+        with self._region.at_now():
+            return {"clusters": [self._cluster_document()], "failures": []}
 
     def list_container_instances(self, params: Params) -> Result:
         """The ARNs of the cluster's container instances, a page of 100."""
+        self._require_cluster()
         if params.get("filter"):
             raise not_modelled("InvalidParameterException", "The filter of ListContainerInstances")
         status = params.get("status")
@@ -63,11 +105,13 @@ class EcsApi:
 
     def describe_container_instances(self, params: Params) -> Result:
         """Container instances by ARN or id; unknown ones are listed as failures."""
+        self._require_cluster()
         with self._region.at_now():
             return self._described(params.get("containerInstances") or ())
 
     def update_container_instances_state(self, params: Params) -> Result:
         """Drains container instances or makes them active again."""
+        self._require_cluster()
         status = params.get("status")
         if status not in _STATUSES:
             raise ApiError(
@@ -85,6 +129,33 @@ class EcsApi:
                 else:
                     self._draining.discard(instance.instance_id)
             return self._described(params.get("containerInstances") or ())
+
+    def _require_cluster(self) -> None:
+        if self._created_with is None:
+            raise ApiError("ClusterNotFoundException", "Cluster not found.")
+
+    def _refuse_deletion(self, _: Params) -> Result:
+        raise not_modelled("InvalidParameterException", f"Deleting the cluster {self.cluster}")
+
+    def _cluster_document(self) -> Result:
+        return {
+            "clusterArn": f"{self._arn_prefix}:cluster/{self.cluster}",
+            "clusterName": self.cluster,
+            "status": "ACTIVE",
+            "registeredContainerInstancesCount": len(self._hosts()),
+            "runningTasksCount": 0,
+            "pendingTasksCount": 0,
+            "activeServicesCount": getattr(self._moto_cluster, "active_services_count", 0),
+            "statistics": [],
+            "tags": (self._created_with or {}).get("tags") or [],
+            "settings": [],
+            "capacityProviders": [],
+            "defaultCapacityProviderStrategy": [],
+        }
+
+    @property
+    def _arn_prefix(self) -> str:
+        return f"arn:aws:ecs:{self._region.name}:{self._region.account_id}"
 
     def _described(self, references: Any) -> Result:
         by_id = {_container_id(instance): instance for instance in self._hosts()}
@@ -104,10 +175,7 @@ class EcsApi:
         return "DRAINING" if instance.instance_id in self._draining else "ACTIVE"
 
     def _arn(self, instance: Instance) -> str:
-        return (
-            f"arn:aws:ecs:{self._region.name}:{self._region.account_id}:container-instance/"
-            f"{self.cluster}/{_container_id(instance)}"
-        )
+        return f"{self._arn_prefix}:container-instance/{self.cluster}/{_container_id(instance)}"
 
     def _document(self, instance: Instance) -> Result:
         spec = INSTANCE_TYPES[instance.instance_type]

@@ -18,7 +18,7 @@ from localsuite.aws.ec2_tags import Ec2TagsApi
 from localsuite.aws.ecs import EcsApi
 from localsuite.aws.errors import ApiError, not_modelled
 from localsuite.aws.faults import FaultInjector
-from localsuite.aws.launch_sources import LaunchSources
+from localsuite.aws.launch_templates import LaunchTemplatesApi
 from localsuite.aws.region import Region
 from localsuite.aws.wire import CallTarget, ServiceWire, call_target
 
@@ -42,9 +42,11 @@ class LocalAwsFront:
         self.region = region
         self.faults = FaultInjector()
         self._control = ControlApi(region, self.faults)
-        sources = LaunchSources(region.account_id, region.name)
-        self._autoscaling = AutoScalingApi(region, sources)
-        self._ec2 = Ec2Api(region, sources)
+        templates = LaunchTemplatesApi(region.account_id, region.present)
+        self._autoscaling = AutoScalingApi(region, templates)
+        templates.on_change = self._autoscaling.template_changed
+        self._ec2 = Ec2Api(region, self._autoscaling.subnet_of)
+        self._ec2_operations = {**self._ec2.operations, **templates.operations}
         self._ec2_tags = Ec2TagsApi(region)
         self._ecs = EcsApi(region, cluster)
         self._wires: dict[str, ServiceWire] = {}
@@ -112,13 +114,22 @@ class LocalAwsFront:
             return operation, params
         if target.service == "ecs":
             operation = self._ecs.operations.get(target.operation)
-            if operation is None:
-                return None
-            params = wire.parse(request, target.operation)
-            return (operation, params) if self._ecs.concerns(params) else None
-        operation = self._ec2.operations.get(target.operation)
+            if operation is not None:
+                params = wire.parse(request, target.operation)
+                if self._ecs.concerns(target.operation, params):
+                    return operation, params
+            self._ecs.prepare_moto()
+            return None
+        operation = self._ec2_operations.get(target.operation)
         if operation is not None:
-            return operation, wire.parse(request, target.operation)
+            params = wire.parse(request, target.operation)
+            if params.get("DryRun"):
+                raise ApiError(
+                    "DryRunOperation",
+                    "Request would have succeeded, but DryRun flag is set.",
+                    status=412,
+                )
+            return operation, params
         operation = self._ec2_tags.operations.get(target.operation)
         if operation is None:
             return None

@@ -97,6 +97,10 @@ class Region:
         )
         self.groups = ScalingGroups(self.cloud, rng=groups_rng)
 
+    def present(self) -> float:
+        """Unix seconds now, without moving the state."""
+        return self._clock()
+
     @contextlib.contextmanager
     def at_now(self) -> Iterator[float]:
         """The state, alone and moved to the present; what happened is told afterwards."""
