@@ -10,8 +10,9 @@ engines of one server (data parallelism) are added up, KV-cache usage is average
 import math
 import re
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
 
 from gpu_metrics.domain.histogram import Histogram, HistogramShapeError
 from gpu_metrics.domain.readings import CountReading, HistogramReading, MissingReason
@@ -19,21 +20,18 @@ from gpu_metrics.domain.readings import CountReading, HistogramReading, MissingR
 __all__ = ["VllmMetrics", "parse_vllm_metrics"]
 
 _WANTED = re.compile(
-    r"^vllm:(?:"
-    r"(?P<value>num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
-    r"|prompt_tokens_total|generation_tokens_total|cache_config_info)"
-    r"|(?P<histogram>time_to_first_token_seconds|inter_token_latency_seconds"
-    r"|time_per_output_token_seconds)_(?P<part>bucket|sum)"
+    r"\nvllm:"
+    r"(num_requests_running|num_requests_waiting|kv_cache_usage_perc|gpu_cache_usage_perc"
+    r"|prompt_tokens_total|generation_tokens_total|cache_config_info"
+    r"|(?:time_to_first_token_seconds|inter_token_latency_seconds|time_per_output_token_seconds)"
+    r"_(?:bucket|sum))"
     # Possessive, and never past the end of a line: a hostile page costs no more than its length.
-    r')(?:\{(?P<labels>(?:[^"}\n]++|"(?:[^"\\\n]++|\\.)*+")*+)\})?[ \t]+(?P<number>[^ \t\n]+)',
-    re.MULTILINE,
+    r'(?:\{((?:[^"}\n]++|"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+")*+)\})?[ \t]+([^ \t\n]+)'
 )
 _BUCKET_BOUND = re.compile(r'(?:^|,)le="([^"]*)"')
 _MODEL_NAME = re.compile(r'(?:^|,)model_name="((?:[^"\\]|\\.)*)"')
 _BLOCK_SIZE = re.compile(r'(?:^|,)block_size="(\d+)"')
 _BLOCK_COUNT = re.compile(r'(?:^|,)num_gpu_blocks="(\d+)"')
-
-_Values: TypeAlias = dict[str, list[float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +51,8 @@ class VllmMetrics:
 
 @dataclass(slots=True)
 class _HistogramLines:
-    buckets: dict[float, float]
-    sums: list[float]
+    buckets: dict[float, float] = field(default_factory=dict)
+    sums: list[float] = field(default_factory=list)
 
 
 def parse_vllm_metrics(page: str) -> VllmMetrics:
@@ -62,22 +60,24 @@ def parse_vllm_metrics(page: str) -> VllmMetrics:
 
     A name that is not on the page is `UNSUPPORTED`, one whose value makes no sense `MALFORMED`.
     """
-    values: _Values = defaultdict(list)
-    histograms: dict[str, _HistogramLines] = {}
+    values: dict[str, list[float]] = defaultdict(list)
+    histograms: dict[str, _HistogramLines] = defaultdict(_HistogramLines)
     capacities: list[int] = []
     model = ""
-    for match in _WANTED.finditer(page):
-        labels = match["labels"] or ""
-        number = _number(match["number"])
-        if match["histogram"]:
-            lines = histograms.setdefault(match["histogram"], _HistogramLines({}, []))
-            _add_histogram_line(lines, match["part"], labels, number)
-        elif match["value"] == "cache_config_info":
+    for name, labels, text in _WANTED.findall("\n" + page):
+        if name == "cache_config_info":
             capacities += _capacity_tokens(labels)
+            continue
+        number = _number(text)
+        if name.endswith("_bucket"):
+            buckets = histograms[name[:-7]].buckets
+            bound = _bucket_bound(labels)
+            buckets[bound] = buckets.get(bound, 0.0) + number
+        elif name.endswith("_seconds_sum"):
+            histograms[name[:-4]].sums.append(number)
         else:
-            values[match["value"]].append(number)
-            if not model and (named := _MODEL_NAME.search(labels)):
-                model = named[1]
+            values[name].append(number)
+            model = model or _model_name(labels)
     newer_latency = histograms.get("inter_token_latency_seconds")
     return VllmMetrics(
         model=model,
@@ -103,13 +103,17 @@ def _number(text: str) -> float:
         return math.nan
 
 
-def _add_histogram_line(lines: _HistogramLines, part: str, labels: str, number: float) -> None:
-    if part == "sum":
-        lines.sums.append(number)
-        return
+# The labels of a server's lines are the same at every scrape, and of a tier's servers too.
+@lru_cache(maxsize=4096)
+def _bucket_bound(labels: str) -> float:
     bound = _BUCKET_BOUND.search(labels)
-    key = _number(bound[1]) if bound else math.nan
-    lines.buckets[key] = lines.buckets.get(key, 0.0) + number
+    return _number(bound[1]) if bound else math.nan
+
+
+@lru_cache(maxsize=256)
+def _model_name(labels: str) -> str:
+    named = _MODEL_NAME.search(labels)
+    return named[1] if named else ""
 
 
 def _capacity_tokens(labels: str) -> list[int]:
@@ -135,13 +139,13 @@ def _permille(shares: list[float]) -> CountReading:
 def _histogram(lines: _HistogramLines | None) -> HistogramReading:
     if lines is None:
         return MissingReason.UNSUPPORTED
-    if not lines.sums or not all(map(math.isfinite, (*lines.sums, *lines.buckets.values()))):
-        return MissingReason.MALFORMED
     bounds = sorted(lines.buckets)
-    if not bounds or bounds[-1] != math.inf:
+    cumulative = [lines.buckets[bound] for bound in bounds]
+    if not bounds or bounds[-1] != math.inf or not lines.sums:
         return MissingReason.MALFORMED
-    cumulative = [round(lines.buckets[bound]) for bound in bounds]
-    counts = [after - before for after, before in zip(cumulative, [0, *cumulative], strict=False)]
+    if not all(map(math.isfinite, (*lines.sums, *cumulative))):
+        return MissingReason.MALFORMED
+    counts = [int(after - before) for before, after in pairwise((0.0, *cumulative))]
     try:
         return Histogram(tuple(bounds[:-1]), tuple(counts), math.fsum(lines.sums))
     except HistogramShapeError:
