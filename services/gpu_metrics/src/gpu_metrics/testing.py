@@ -1,0 +1,78 @@
+"""What tests of the suite use of this service: a real collector on a free port."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc.aio
+
+from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
+from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.feed import FleetFeed
+from gpu_metrics.servicer import registrations
+from servicekit.channels import open_channel
+from servicekit.clock import SystemClock
+from servicekit.server import RpcServer, ServerSettings
+from servicekit.settings import load_settings
+from servicekit.telemetry import Telemetry
+
+__all__ = ["CollectorForTest", "collector_for_test"]
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorForTest:
+    """A collector that serves, and a channel to it."""
+
+    address: str
+    view: FleetView
+    channel: grpc.aio.Channel
+    # The asynchronous stubs exist for the type checker only.
+    fleet: "gpu_metrics_pb2_grpc.GpuMetricsServiceAsyncStub"
+    reports: "gpu_metrics_pb2_grpc.GpuReportServiceAsyncStub"
+
+
+@asynccontextmanager
+async def collector_for_test(
+    *,
+    stale_after_seconds: float = 5.0,
+    expire_after_seconds: float = 60.0,
+    heartbeat_seconds: float = 5.0,
+    maximum_hosts: int = 1000,
+    port: int = 0,
+) -> AsyncIterator[CollectorForTest]:
+    """Serve a collector on loopback, by default on a free port, until the context ends."""
+    clock = SystemClock()
+    view = FleetView(
+        FleetPolicy(
+            stale_after_seconds=stale_after_seconds,
+            expire_after_seconds=expire_after_seconds,
+            maximum_hosts=maximum_hosts,
+        )
+    )
+    feed = FleetFeed(
+        view,
+        clock=clock,
+        telemetry=Telemetry("test"),
+        epoch=uuid.uuid4().hex[:12],
+        heartbeat_seconds=heartbeat_seconds,
+        maintenance_seconds=min(0.5, stale_after_seconds / 10),
+    )
+    settings = load_settings(ServerSettings, {"GAMEKEEPER_LISTEN_ADDRESS": f"127.0.0.1:{port}"})
+    server = RpcServer(registrations(feed, clock), settings, clock=clock)
+    await server.start()
+    await server.set_serving(True)
+    maintenance = asyncio.ensure_future(feed.maintain())
+    try:
+        async with open_channel(server.address) as channel:
+            yield CollectorForTest(
+                address=server.address,
+                view=view,
+                channel=channel,
+                fleet=gpu_metrics_pb2_grpc.GpuMetricsServiceStub(channel),
+                reports=gpu_metrics_pb2_grpc.GpuReportServiceStub(channel),
+            )
+    finally:
+        maintenance.cancel()
+        await server.stop(0)
