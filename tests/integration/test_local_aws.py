@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -758,3 +759,33 @@ async def test_aioboto3_sees_the_same(aws: LocalAws) -> None:
             )
         ]
     assert [len(page["Reservations"]) for page in pages] == [2, 1]
+
+
+def test_many_clients_at_once_leave_one_consistent_group() -> None:
+    region = Region(seed=3, time_compression=200.0)
+    with LocalAwsServer(region) as server:
+        (name,) = seed_account(server.endpoint, [a_tier(max_size=20)])
+
+        def work(worker: int) -> None:
+            autoscaling = boto_client("autoscaling", server.endpoint)
+            ec2 = boto_client("ec2", server.endpoint)
+            for size in range(worker, worker + 10):
+                autoscaling.set_desired_capacity(AutoScalingGroupName=name, DesiredCapacity=size)
+                group = autoscaling.describe_auto_scaling_groups(AutoScalingGroupNames=[name])
+                ids = [m["InstanceId"] for m in group["AutoScalingGroups"][0]["Instances"]]
+                described = ec2.describe_instances(
+                    Filters=[{"Name": "instance-id", "Values": ids or ["i-none"]}]
+                )
+                assert {
+                    i["InstanceId"] for r in described["Reservations"] for i in r["Instances"]
+                } == set(ids)
+            autoscaling.close()
+            ec2.close()
+
+        with ThreadPoolExecutor(max_workers=6) as pool:
+            for outcome in [pool.submit(work, worker) for worker in range(6)]:
+                outcome.result(timeout=90)
+        with region.at_now():
+            view = region.groups.group(name)
+            counted = [m for m in view.instances if m.lifecycle_state.counts_towards_desired]
+        assert len(counted) == view.desired_capacity

@@ -1,0 +1,415 @@
+"""Worlds and their memory over real gRPC and a real PostgreSQL."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from knowledge_base.testing import HashEmbedder, RunningKnowledgeBase, serve_knowledge_base
+from servicekit.testing import FakeClock
+
+TIMEOUT_SECONDS = 20
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def embedder() -> HashEmbedder:
+    return HashEmbedder()
+
+
+@pytest.fixture
+async def running(
+    postgres_database: str, embedder: HashEmbedder, clock: FakeClock
+) -> AsyncIterator[RunningKnowledgeBase]:
+    async with serve_knowledge_base(postgres_database, embedder=embedder, clock=clock) as running:
+        yield running
+
+
+def new_request_id() -> str:
+    return str(uuid.uuid4())
+
+
+def stamp(moment: datetime) -> Timestamp:
+    result = Timestamp()
+    result.FromDatetime(moment)
+    return result
+
+
+async def create_world(
+    running: RunningKnowledgeBase, name: str, *, request_id: str = "", description: str = ""
+) -> pb.World:
+    request = pb.CreateWorldRequest(
+        name=name, description=description, request_id=request_id or new_request_id()
+    )
+    return (await running.stub.CreateWorld(request, timeout=TIMEOUT_SECONDS)).world
+
+
+async def record(
+    running: RunningKnowledgeBase, world: pb.World, *events: pb.StoryEvent, request_id: str = ""
+) -> list[pb.StoryEvent]:
+    request = pb.RecordEventsRequest(
+        world_id=world.world_id, events=events, request_id=request_id or new_request_id()
+    )
+    return list((await running.stub.RecordEvents(request, timeout=TIMEOUT_SECONDS)).events)
+
+
+async def recall(
+    running: RunningKnowledgeBase, world: pb.World, query: str, **options: object
+) -> list[pb.RecalledEvent]:
+    request = pb.RecallRequest(world_id=world.world_id, query=query, **options)
+    return list((await running.stub.Recall(request, timeout=TIMEOUT_SECONDS)).events)
+
+
+async def list_events(
+    running: RunningKnowledgeBase, world: pb.World, page_size: int
+) -> list[pb.StoryEvent]:
+    events: list[pb.StoryEvent] = []
+    token = ""
+    while True:
+        page = await running.stub.ListEvents(
+            pb.ListEventsRequest(world_id=world.world_id, page_size=page_size, page_token=token),
+            timeout=TIMEOUT_SECONDS,
+        )
+        events += page.events
+        token = page.next_page_token
+        if not token:
+            return events
+        assert len(page.events) == page_size
+
+
+def failure(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str]:
+    info = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(error)
+    assert any(detail.Unpack(info) for detail in status.details)
+    return error.code(), info.reason
+
+
+async def test_a_world_is_made_once_per_request(
+    running: RunningKnowledgeBase, clock: FakeClock
+) -> None:
+    request_id = new_request_id()
+    first = await create_world(running, "Odrelle", request_id=request_id, description="Water.")
+    again = await create_world(running, "Odrelle", request_id=request_id, description="Water.")
+    assert first == again
+    assert (first.name, first.description, first.event_count) == ("Odrelle", "Water.", 0)
+    assert first.create_time.ToDatetime(tzinfo=UTC) == clock.now()
+    for request in (
+        pb.GetWorldRequest(world_id=first.world_id),
+        pb.GetWorldRequest(name=" Odrelle "),
+    ):
+        got = await running.stub.GetWorld(request, timeout=TIMEOUT_SECONDS)
+        assert got.world == first
+
+
+async def test_a_worlds_name_is_taken_once_even_at_once(running: RunningKnowledgeBase) -> None:
+    results = await asyncio.gather(
+        *(create_world(running, "Mauk") for _ in range(5)), return_exceptions=True
+    )
+    assert sum(isinstance(result, pb.World) for result in results) == 1
+    for result in results:
+        if isinstance(result, grpc.aio.AioRpcError):
+            assert failure(result) == (grpc.StatusCode.ALREADY_EXISTS, "WORLD_NAME_TAKEN")
+
+
+async def test_one_request_at_once_many_times_makes_one_world(
+    running: RunningKnowledgeBase,
+) -> None:
+    request_id = new_request_id()
+    worlds = await asyncio.gather(
+        *(create_world(running, "Mauk", request_id=request_id) for _ in range(5))
+    )
+    assert len({world.world_id for world in worlds}) == 1
+
+
+async def test_a_request_id_is_not_used_for_something_else(running: RunningKnowledgeBase) -> None:
+    request_id = new_request_id()
+    world = await create_world(running, "Mauk", request_id=request_id)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await create_world(running, "Odrelle", request_id=request_id)
+    assert failure(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+    await record(running, world, pb.StoryEvent(text="a"), request_id=request_id)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await record(running, world, pb.StoryEvent(text="b"), request_id=request_id)
+    assert failure(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+    assert len(await list_events(running, world, 10)) == 1
+
+
+async def test_worlds_are_listed_by_name(running: RunningKnowledgeBase) -> None:
+    for name in ("c", "a", "\u00e4", "b", "Z"):
+        await create_world(running, name)
+    names, token = [], ""
+    while True:
+        page = await running.stub.ListWorlds(
+            pb.ListWorldsRequest(page_size=2, page_token=token), timeout=TIMEOUT_SECONDS
+        )
+        names += [world.name for world in page.worlds]
+        token = page.next_page_token
+        if not token:
+            break
+    assert names == ["Z", "a", "b", "c", "\u00e4"]
+
+
+@pytest.mark.parametrize(
+    "request_", [pb.GetWorldRequest(name="none"), pb.GetWorldRequest(world_id=str(uuid.uuid4()))]
+)
+async def test_an_unknown_world_is_not_found(
+    running: RunningKnowledgeBase, request_: pb.GetWorldRequest
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.GetWorld(request_, timeout=TIMEOUT_SECONDS)
+    assert failure(caught.value) == (grpc.StatusCode.NOT_FOUND, "WORLD_NOT_FOUND")
+
+
+async def test_every_method_of_a_world_says_when_it_does_not_exist(
+    running: RunningKnowledgeBase,
+) -> None:
+    nowhere = pb.World(world_id=str(uuid.uuid4()))
+    calls = [
+        record(running, nowhere, pb.StoryEvent(text="x")),
+        recall(running, nowhere, "x"),
+        list_events(running, nowhere, 5),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert failure(caught.value) == (grpc.StatusCode.NOT_FOUND, "WORLD_NOT_FOUND")
+
+
+async def test_recorded_events_come_back_whole(
+    running: RunningKnowledgeBase, clock: FakeClock
+) -> None:
+    world = await create_world(running, "Mauk")
+    long_ago = datetime(2, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
+    events = await record(
+        running,
+        world,
+        pb.StoryEvent(
+            text="Kites \U0001fa81 landed.\nAll of them.",
+            kind="battle",
+            participants=["Dauro Tesh", "Nerrit"],
+            occur_time=stamp(long_ago),
+            importance=0.0,
+            event_id="ignored",
+        ),
+        pb.StoryEvent(text="It was hot."),
+    )
+    assert [event.text for event in events] == [
+        "Kites \U0001fa81 landed.\nAll of them.",
+        "It was hot.",
+    ]
+    first, second = events
+    assert uuid.UUID(first.event_id) != uuid.UUID(second.event_id)
+    assert first.occur_time.ToDatetime(tzinfo=UTC) == long_ago
+    assert (first.kind, list(first.participants)) == ("battle", ["Dauro Tesh", "Nerrit"])
+    assert (first.importance, second.importance, second.kind) == (0.0, 0.5, "event")
+    assert second.occur_time.ToDatetime(tzinfo=UTC) == clock.now()
+    assert second.record_time == first.record_time
+    assert await list_events(running, world, 10) == [second, first]
+    got = await running.stub.GetWorld(
+        pb.GetWorldRequest(world_id=world.world_id), timeout=TIMEOUT_SECONDS
+    )
+    assert got.world.event_count == 2
+
+
+async def test_a_repeated_request_returns_the_same_events_without_embedding(
+    running: RunningKnowledgeBase, embedder: HashEmbedder, clock: FakeClock
+) -> None:
+    world = await create_world(running, "Mauk")
+    request_id = new_request_id()
+    events = [pb.StoryEvent(text="one"), pb.StoryEvent(text="two")]
+    first = await record(running, world, *events, request_id=request_id)
+    await record(running, world, pb.StoryEvent(text="three"))
+    embedder.embedded.clear()
+    await clock.advance(3600)
+    assert await record(running, world, *events, request_id=request_id) == first
+    assert embedder.embedded == []
+    assert len(await list_events(running, world, 10)) == 3
+
+
+async def test_one_request_at_once_many_times_records_once(running: RunningKnowledgeBase) -> None:
+    world = await create_world(running, "Mauk")
+    request_id = new_request_id()
+    answers = await asyncio.gather(
+        *(
+            record(running, world, pb.StoryEvent(text="one"), request_id=request_id)
+            for _ in range(8)
+        )
+    )
+    assert all(answer == answers[0] for answer in answers)
+    assert len(await list_events(running, world, 10)) == 1
+
+
+async def test_writers_of_one_world_all_get_in(running: RunningKnowledgeBase) -> None:
+    world = await create_world(running, "Mauk")
+    await asyncio.gather(
+        *(
+            record(running, world, *(pb.StoryEvent(text=f"w{n} e{i}") for i in range(5)))
+            for n in range(12)
+        )
+    )
+    events = await list_events(running, world, 7)
+    assert len({event.event_id for event in events}) == 60
+    (counted,) = await running.database.fetch(
+        "SELECT event_count, event_term_count FROM knowledge_base.get_world(NULL, 'Mauk')"
+    )
+    assert counted["event_count"] == 60
+    assert counted["event_term_count"] == 120
+
+
+async def test_events_are_recorded_all_or_none(running: RunningKnowledgeBase) -> None:
+    world = await create_world(running, "Mauk")
+    bad_time = Timestamp(seconds=2**50)
+    for bad in (
+        pb.StoryEvent(text="nul \0 inside"),
+        pb.StoryEvent(text="when?", occur_time=bad_time),
+        pb.StoryEvent(text="x", importance=float("nan")),
+        pb.StoryEvent(text="x", participants=[" "]),
+        pb.StoryEvent(text=""),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await record(running, world, pb.StoryEvent(text="good"), bad)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "events[1]" in str(rpc_status.from_call(caught.value))
+    assert await list_events(running, world, 10) == []
+
+
+async def test_events_are_listed_newest_first_page_by_page(running: RunningKnowledgeBase) -> None:
+    world = await create_world(running, "Mauk")
+    day = datetime(300, 1, 1, tzinfo=UTC)
+    days = [3, 1, 2, 2, 2, 5, 4]
+    await record(
+        running,
+        world,
+        *(
+            pb.StoryEvent(text=f"{n}", occur_time=stamp(day + timedelta(days=days[n])))
+            for n in range(7)
+        ),
+    )
+    texts = [event.text for event in await list_events(running, world, 2)]
+    assert texts == ["5", "6", "0", "4", "3", "2", "1"]
+
+
+async def test_recall_finds_what_fits(running: RunningKnowledgeBase) -> None:
+    world = await create_world(running, "Mauk")
+    await record(
+        running,
+        world,
+        pb.StoryEvent(text="The kites landed on the shelf."),
+        pb.StoryEvent(text="A goat ate the map.", participants=["Old Argument"]),
+        pb.StoryEvent(text="Rain fell."),
+    )
+    assert (await recall(running, world, "which kite landed"))[0].event.text.startswith("The kites")
+    # Who took part is found although the text does not say it.
+    assert (await recall(running, world, "Old Argument"))[0].event.text == "A goat ate the map."
+    assert len(await recall(running, world, "goat", limit=1)) == 1
+
+
+async def test_recency_counts_in_story_time_and_importance_counts(
+    postgres_database: str, clock: FakeClock
+) -> None:
+    async with serve_knowledge_base(
+        postgres_database, clock=clock, KNOWLEDGE_BASE_RECENCY_HALF_LIFE_HOURS="24"
+    ) as running:
+        world = await create_world(running, "Mauk")
+        latest = datetime(462, 5, 1, tzinfo=UTC)
+        await record(
+            running,
+            world,
+            pb.StoryEvent(text="same", occur_time=stamp(latest - timedelta(days=2))),
+            pb.StoryEvent(text="same", occur_time=stamp(latest)),
+            pb.StoryEvent(
+                text="same", occur_time=stamp(latest - timedelta(days=2)), importance=1.0
+            ),
+        )
+        await clock.advance(365 * 24 * 3600)  # the world rests; it forgets nothing
+        found = await recall(running, world, "same")
+        assert [item.recency for item in found] == pytest.approx([1.0, 0.25, 0.25])
+        assert [item.event.importance for item in found] == [0.5, 1.0, 0.5]
+        for item in found:
+            assert item.score == pytest.approx(
+                0.7 * item.relevance + 0.15 * item.recency + 0.15 * item.event.importance
+            )
+        # Seen from an earlier moment, that moment's latest event is the present.
+        earlier = await recall(running, world, "same", end_time=stamp(latest))
+        assert [item.recency for item in earlier] == pytest.approx([1.0, 1.0])
+
+
+async def test_recall_filters_never_return_too_few(running: RunningKnowledgeBase) -> None:
+    world = await create_world(running, "Mauk")
+    day = datetime(300, 1, 1, tzinfo=UTC)
+    await record(
+        running,
+        world,
+        *(
+            pb.StoryEvent(
+                text=f"event number {n}",
+                kind="rare" if n % 25 == 0 else "common",
+                participants=["Ann", "Bo"] if n % 10 == 0 else ["Ann"],
+                occur_time=stamp(day + timedelta(days=n)),
+            )
+            for n in range(100)
+        ),
+    )
+
+    async def numbers(**options: object) -> set[int]:
+        found = await recall(running, world, "event number", limit=100, **options)
+        return {int(item.event.text.split()[-1]) for item in found}
+
+    assert await numbers() == set(range(100))
+    assert await numbers(kinds=["rare"]) == {0, 25, 50, 75}
+    assert await numbers(kinds=["rare", "common"]) == set(range(100))
+    assert await numbers(participants=["Bo", "Ann"]) == set(range(0, 100, 10))
+    assert await numbers(participants=["Nobody"]) == set()
+    window = {
+        "start_time": stamp(day + timedelta(days=10)),
+        "end_time": stamp(day + timedelta(days=20)),
+    }
+    assert await numbers(**window) == set(range(10, 20))
+    assert await numbers(kinds=["rare"], participants=["Bo"], **window) == set()
+
+
+async def test_recall_in_an_empty_world_is_empty(running: RunningKnowledgeBase) -> None:
+    world = await create_world(running, "Mauk")
+    assert await recall(running, world, "anything at all") == []
+
+
+async def test_request_ids_are_forgotten_after_their_time_in_all_worlds(
+    running: RunningKnowledgeBase, clock: FakeClock
+) -> None:
+    request_id = new_request_id()
+    worlds = [await create_world(running, name) for name in ("a", "b")]
+    for world in worlds:
+        await record(running, world, pb.StoryEvent(text="x"), request_id=request_id)
+    async with asyncio.TaskGroup() as group:
+        forgetting = group.create_task(running.memory.forget_requests())
+        await clock.advance(3600)
+        for world in worlds:  # known still
+            await record(running, world, pb.StoryEvent(text="x"), request_id=request_id)
+            assert len(await list_events(running, world, 10)) == 1
+        await clock.advance(8 * 24 * 3600)
+        while await _requests_known(running, worlds):
+            await clock.advance(3600)
+        forgetting.cancel()
+
+
+async def _requests_known(running: RunningKnowledgeBase, worlds: list[pb.World]) -> bool:
+    for world in worlds:
+        async with running.database.connection() as connection, connection.transaction():
+            await connection.execute(
+                "SELECT set_config('knowledge_base.world_id', $1, true)", world.world_id
+            )
+            if await connection.fetchval("SELECT count(*) FROM knowledge_base.requests"):
+                return True
+    return False
