@@ -1,0 +1,83 @@
+"""What the storyteller needs: a memory and a narrator; and what both speak of."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from gaming.ai_router.v1 import ai_router_pb2
+
+__all__ = [
+    "LorePassage",
+    "MemoryAway",
+    "Narrator",
+    "StoryEvent",
+    "StoryMemory",
+]
+
+
+class MemoryAway(Exception):
+    """The memory is unreachable, too slow or too busy; the story can go on without it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoryEvent:
+    """Something that happened in a world; `event_id` and `occur_time` are the memory's to give."""
+
+    text: str
+    kind: str = "event"
+    participants: tuple[str, ...] = ()
+    event_id: str = ""
+    occur_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LorePassage:
+    """A passage of lore and where it stands; `heading_path` goes from the title down."""
+
+    text: str
+    path: str
+    heading_path: tuple[str, ...]
+    start_line: int
+    end_line: int
+
+
+class StoryMemory(Protocol):
+    """Remembers what happened in worlds, and the lore that all worlds share.
+
+    Every method raises MemoryAway when the memory cannot be had, and CallFailed when it refuses.
+    """
+
+    async def recall(self, world_id: str, query: str, limit: int) -> Sequence[StoryEvent]:
+        """Returns the world's events that matter to the query, best first."""
+        ...
+
+    async def recent(self, world_id: str, limit: int) -> Sequence[StoryEvent]:
+        """Returns the world's latest events, newest first."""
+        ...
+
+    async def search(self, query: str, limit: int) -> Sequence[LorePassage]:
+        """Returns the passages of lore that matter to the query, best first."""
+        ...
+
+    async def record(
+        self, world_id: str, events: Sequence[StoryEvent], request_id: str
+    ) -> Sequence[StoryEvent]:
+        """Appends events, once per request id, and returns them as they are remembered."""
+        ...
+
+
+class Narrator(Protocol):
+    """Turns a prompt into text."""
+
+    def generate(
+        self, request_id: str, spec: ai_router_pb2.GenerationSpec, timeout_seconds: float
+    ) -> AsyncGenerator[ai_router_pb2.GenerateResponse, None]:
+        """Yields the route, the text piece by piece, and the end.
+
+        Raises:
+            CallFailed: the router refuses, or the answer broke off.
+        """
+        ...

@@ -1,0 +1,120 @@
+"""The storyteller's memory and narrator in this suite: the knowledge base and the router."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC
+
+from gamekeeper.call_errors import CallFailed, calls_to
+from gamekeeper.story_ports import LorePassage, MemoryAway, StoryEvent
+from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
+from gaming.knowledge_base.v1 import knowledge_base_pb2 as kb
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc
+
+__all__ = ["KnowledgeBaseMemory", "RouterNarrator"]
+
+_LONGEST_QUERY_CHARACTERS = 2000
+
+
+class KnowledgeBaseMemory:
+    """Remembers in the knowledge base. A player waits, so calls are short."""
+
+    def __init__(
+        self,
+        stub: knowledge_base_pb2_grpc.KnowledgeBaseServiceAsyncStub,
+        *,
+        timeout_seconds: float = 3.0,
+    ) -> None:
+        self._stub = stub
+        self._timeout_seconds = timeout_seconds
+
+    async def recall(self, world_id: str, query: str, limit: int) -> Sequence[StoryEvent]:
+        """Returns the world's events that matter to the query, best first."""
+        request = kb.RecallRequest(
+            world_id=world_id, query=query[:_LONGEST_QUERY_CHARACTERS], limit=limit
+        )
+        with _memory_calls():
+            response = await self._stub.Recall(request, timeout=self._timeout_seconds)
+        return [_event(recalled.event) for recalled in response.events]
+
+    async def recent(self, world_id: str, limit: int) -> Sequence[StoryEvent]:
+        """Returns the world's latest events, newest first."""
+        request = kb.ListEventsRequest(world_id=world_id, page_size=limit)
+        with _memory_calls():
+            response = await self._stub.ListEvents(request, timeout=self._timeout_seconds)
+        return [_event(event) for event in response.events]
+
+    async def search(self, query: str, limit: int) -> Sequence[LorePassage]:
+        """Returns the passages of lore that matter to the query, best first."""
+        request = kb.SearchRequest(query=query[:_LONGEST_QUERY_CHARACTERS], limit=limit)
+        with _memory_calls():
+            response = await self._stub.Search(request, timeout=self._timeout_seconds)
+        return [
+            LorePassage(
+                text=result.text,
+                path=result.citation.path,
+                heading_path=tuple(result.citation.heading_path),
+                start_line=result.citation.start_line,
+                end_line=result.citation.end_line,
+            )
+            for result in response.results
+        ]
+
+    async def record(
+        self, world_id: str, events: Sequence[StoryEvent], request_id: str
+    ) -> Sequence[StoryEvent]:
+        """Appends events, once per request id, and returns them as they are remembered."""
+        request = kb.RecordEventsRequest(
+            world_id=world_id,
+            request_id=request_id,
+            events=[
+                kb.StoryEvent(text=event.text, kind=event.kind, participants=event.participants)
+                for event in events
+            ],
+        )
+        with _memory_calls():
+            response = await self._stub.RecordEvents(request, timeout=self._timeout_seconds)
+        return [_event(event) for event in response.events]
+
+
+class RouterNarrator:
+    """Generates through the router."""
+
+    def __init__(self, stub: ai_router_pb2_grpc.AiRouterServiceAsyncStub) -> None:
+        self._stub = stub
+
+    async def generate(
+        self, request_id: str, spec: ai_router_pb2.GenerationSpec, timeout_seconds: float
+    ) -> AsyncGenerator[ai_router_pb2.GenerateResponse, None]:
+        """Yields the route, the text piece by piece, and the end; closing it early cancels."""
+        request = ai_router_pb2.GenerateRequest(request_id=request_id, spec=spec)
+        call = self._stub.Generate(request, timeout=timeout_seconds)
+        try:
+            with calls_to("ai_router"):
+                async for response in call:
+                    yield response
+        finally:
+            call.cancel()
+
+
+@contextmanager
+def _memory_calls() -> Iterator[None]:
+    try:
+        with calls_to("knowledge_base"):
+            yield
+    except CallFailed as failure:
+        if failure.is_away:
+            raise MemoryAway(failure.message) from failure
+        raise
+
+
+def _event(event: kb.StoryEvent) -> StoryEvent:
+    occurred = event.occur_time if event.HasField("occur_time") else event.record_time
+    return StoryEvent(
+        text=event.text,
+        kind=event.kind,
+        participants=tuple(event.participants),
+        event_id=event.event_id,
+        occur_time=occurred.ToDatetime(tzinfo=UTC),
+    )

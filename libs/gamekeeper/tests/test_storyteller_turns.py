@@ -1,0 +1,204 @@
+"""One turn of a story: remember, tell, record."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+import grpc
+import grpc.aio
+import pytest
+
+from gamekeeper.call_errors import CallFailed
+from gamekeeper.story_ports import LorePassage, StoryEvent
+from gamekeeper.story_testing import InMemoryStoryMemory, ScriptedNarrator
+from gamekeeper.storyteller import (
+    ContextReady,
+    Degradation,
+    StoryPiece,
+    Storyteller,
+    StorytellerPolicy,
+    StoryTurn,
+)
+
+WORLD = "w1"
+LAMP_LORE = LorePassage(
+    text="The lamp of Harrowmere is lit by the ferryman.",
+    path="places.md",
+    heading_path=("Places", "Harrowmere"),
+    start_line=12,
+    end_line=14,
+)
+
+
+def failed_call(code: grpc.StatusCode) -> CallFailed:
+    error = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details="no")
+    return CallFailed("ai_router", error)
+
+
+def storyteller(
+    memory: InMemoryStoryMemory, narrator: ScriptedNarrator | None = None, **policy: object
+) -> Storyteller:
+    numbers = iter(range(1000))
+    return Storyteller(
+        WORLD,
+        memory=memory,
+        narrator=narrator or ScriptedNarrator(),
+        policy=StorytellerPolicy(**policy),  # type: ignore[arg-type]  # fields of the policy
+        make_turn_id=lambda: f"turn-{next(numbers)}",
+    )
+
+
+def told(memory: InMemoryStoryMemory) -> list[tuple[str, str]]:
+    return [(event.kind, event.text) for event in memory.events.get(WORLD, [])]
+
+
+async def test_a_turn_is_told_and_recorded_with_its_citations() -> None:
+    memory = InMemoryStoryMemory(lore=[LAMP_LORE])
+    narrator = ScriptedNarrator(pieces=("By the lamp ", "[L1] you see."))
+    heard: list[str] = []
+    turn = await storyteller(memory, narrator).tell(
+        "I look for the lamp", player="Ysra", on_text=heard.append
+    )
+    assert turn.text == turn.remembered_text == "By the lamp [L1] you see."
+    assert heard == ["By the lamp ", "[L1] you see."]
+    assert turn.recorded
+    assert turn.degradations == ()
+    assert [c.source for c in turn.cited] == ["places.md > Places > Harrowmere > 12"]
+    assert told(memory) == [
+        ("player", "I look for the lamp"),
+        ("narration", "By the lamp [L1] you see."),
+    ]
+    assert memory.events[WORLD][0].participants == ("Ysra",)
+    assert turn.event_ids == tuple(event.event_id for event in memory.events[WORLD])
+    assert turn.route.server_id == "scripted"
+    assert narrator.specs[0].affinity_key == f"world:{WORLD}"
+
+
+async def test_another_storyteller_goes_on_where_the_first_stopped() -> None:
+    memory, narrator = InMemoryStoryMemory(), ScriptedNarrator()
+    await storyteller(memory).tell("I give the lantern to Oren")
+    await storyteller(memory, narrator).tell("What did I give to Oren")
+    prompt = narrator.specs[0].messages[0].content
+    assert "I give the lantern to Oren" in prompt
+    assert prompt.count("I give the lantern to Oren") == 1
+
+
+async def test_another_worlds_past_is_never_told() -> None:
+    memory, narrator = InMemoryStoryMemory(), ScriptedNarrator()
+    await memory.record("w2", [StoryEvent(text="I give the lantern to Oren")], "r")
+    await storyteller(memory, narrator).tell("What did I give to Oren")
+    assert "lantern" not in narrator.specs[0].messages[0].content
+
+
+async def test_the_same_turn_told_again_is_recorded_once_and_the_first_telling_stands() -> None:
+    memory = InMemoryStoryMemory()
+    first = await storyteller(memory).tell("I wave", turn_id="t")
+    narrator = ScriptedNarrator(pieces=("Another text.",))
+    again = await storyteller(memory, narrator).tell("I wave", turn_id="t")
+    assert len(memory.events[WORLD]) == 2
+    assert again.text == "Another text."
+    assert again.remembered_text == first.text
+    assert again.event_ids == first.event_ids
+
+
+@pytest.mark.parametrize("how", ["away", "silent"])
+async def test_without_its_memory_the_story_goes_on_and_says_so(how: str) -> None:
+    memory = InMemoryStoryMemory(lore=[LAMP_LORE])
+    teller = storyteller(memory, memory_seconds=0.01)
+    setattr(memory, how, True)
+    turn = await teller.tell("I look for the lamp")
+    assert turn.text == "The lamp burns."
+    assert turn.citations == ()
+    assert not turn.recorded
+    assert turn.degradations == (
+        Degradation.NO_RECENT,
+        Degradation.NO_RECALL,
+        Degradation.NO_LORE,
+        Degradation.NOT_RECORDED,
+    )
+    assert teller.pending_turns == 1
+
+
+async def test_what_could_not_be_recorded_is_recorded_in_order_before_the_next_turn() -> None:
+    memory = InMemoryStoryMemory()
+    teller = storyteller(memory)
+    memory.away = True
+    for action in ("one", "two"):
+        await teller.tell(action)
+    memory.away = False
+    turn = await teller.tell("three")
+    assert turn.recorded
+    assert teller.pending_turns == 0
+    assert [text for kind, text in told(memory) if kind == "player"] == ["one", "two", "three"]
+
+
+async def test_pending_turns_are_bounded_and_a_loss_is_told() -> None:
+    memory = InMemoryStoryMemory(away=True)
+    teller = storyteller(memory, pending_turns=2)
+    turns = [await teller.tell(action) for action in ("one", "two", "three")]
+    assert Degradation.RECORD_LOST in turns[-1].degradations
+    assert teller.pending_turns == 2
+    memory.away = False
+    assert await teller.flush() == 0
+    assert [text for kind, text in told(memory) if kind == "player"] == ["two", "three"]
+
+
+async def test_an_answer_that_breaks_off_is_not_recorded() -> None:
+    memory = InMemoryStoryMemory()
+    narrator = ScriptedNarrator(failure=failed_call(grpc.StatusCode.UNAVAILABLE))
+    with pytest.raises(CallFailed) as caught:
+        await storyteller(memory, narrator).tell("I wave")
+    assert caught.value.is_away
+    assert told(memory) == []
+
+
+async def test_a_listener_that_leaves_ends_the_generation_and_records_nothing() -> None:
+    memory, narrator = InMemoryStoryMemory(), ScriptedNarrator()
+    teller = storyteller(memory, narrator)
+    async with aclosing(teller.stream("I wave")) as steps:
+        async for step in steps:
+            if isinstance(step, StoryPiece):
+                break
+    assert narrator.closed_early == 1
+    assert told(memory) == []
+    assert (await teller.tell("I wave again")).recorded, "the next turn is not blocked"
+
+
+async def test_steps_come_in_order() -> None:
+    steps = [step async for step in storyteller(InMemoryStoryMemory()).stream("I wave")]
+    assert [type(step) for step in steps] == [ContextReady, StoryPiece, StoryPiece, StoryTurn]
+
+
+async def test_two_turns_at_once_are_told_one_after_the_other() -> None:
+    memory = InMemoryStoryMemory()
+    teller = storyteller(memory)
+    await asyncio.gather(teller.tell("one"), teller.tell("two"))
+    assert [kind for kind, _ in told(memory)] == ["player", "narration"] * 2
+
+
+async def test_a_turn_without_an_action_is_refused() -> None:
+    with pytest.raises(ValueError, match="something"):
+        await storyteller(InMemoryStoryMemory()).tell("  ")
+
+
+async def test_texts_longer_than_an_event_are_shortened_in_memory_only() -> None:
+    memory = InMemoryStoryMemory()
+    long = "word " * 3000
+    turn = await storyteller(memory, ScriptedNarrator(pieces=(long,))).tell("I wave")
+    assert turn.text == turn.remembered_text == long
+    remembered = told(memory)[1][1]
+    assert len(remembered) <= 8000
+    assert remembered.endswith("word…")
+
+
+class RefusingMemory(InMemoryStoryMemory):
+    async def recall(self, world_id: str, query: str, limit: int) -> list[StoryEvent]:
+        raise failed_call(grpc.StatusCode.NOT_FOUND)
+
+
+async def test_a_world_that_does_not_exist_is_an_error_not_a_degradation() -> None:
+    with pytest.raises(CallFailed) as caught:
+        await storyteller(RefusingMemory()).tell("I wave")
+    assert caught.value.code is grpc.StatusCode.NOT_FOUND
+    assert not caught.value.is_away
