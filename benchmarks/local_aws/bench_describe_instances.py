@@ -20,8 +20,9 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 from werkzeug.test import EnvironBuilder
 
-from localsuite.aws import LocalAwsServer, Region
 from localsuite.aws.account import boto_client
+from localsuite.aws.region import Region
+from localsuite.aws.server import LocalAwsServer
 
 _AUTHORIZATION = (
     "AWS4-HMAC-SHA256 Credential=AKID/20260101/us-east-1/ec2/aws4_request, "

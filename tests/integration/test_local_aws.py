@@ -16,14 +16,10 @@ from botocore.exceptions import ClientError
 
 from fleetsim.cloud_state import CloudSettings, Instance
 from fleetsim.zone_stock import PoolStock
-from localsuite.aws import (
-    LocalAwsServer,
-    Region,
-    TierCapacity,
-    group_name,
-    seed_account,
-)
-from localsuite.aws.account import boto_client
+from localsuite.aws.account import boto_client, seed_account
+from localsuite.aws.region import Region
+from localsuite.aws.server import LocalAwsServer
+from localsuite.aws.tiers import TierCapacity, group_name
 
 START = 1_900_000_000.0
 COMPRESSION = 20.0
@@ -552,6 +548,15 @@ class TestLocalControl:
         with pytest.raises(ClientError) as refused:
             sqs.create_queue(QueueName=f"q-{uuid.uuid4().hex}")
         assert refusal(refused)[0] == "AccessDenied"
+
+    def test_it_says_what_it_is_once_it_is_ready(self, aws: LocalAws) -> None:
+        told = aws.local("GET", "")
+        assert (told["simulation"], told["seed"], told["time_compression"]) == (True, 7, 20.0)
+        aws.server.front.control.ready.clear()
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            aws.local("GET", "")
+        with refused.value as answer:
+            assert answer.code == 503
 
     @pytest.mark.parametrize(
         ("method", "path", "document", "status"),

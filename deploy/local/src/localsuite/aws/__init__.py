@@ -1,16 +1,5 @@
-"""A local AWS: capacity from a simulation in time, everything else from moto."""
+"""A local AWS: capacity from a simulation in time, everything else from moto.
 
-from localsuite.aws.account import DEFAULT_TIERS, TierCapacity, group_name, seed_account
-from localsuite.aws.region import TIER_TAG, HostLifecycle, Region
-from localsuite.aws.server import LocalAwsServer
-
-__all__ = [
-    "DEFAULT_TIERS",
-    "TIER_TAG",
-    "HostLifecycle",
-    "LocalAwsServer",
-    "Region",
-    "TierCapacity",
-    "group_name",
-    "seed_account",
-]
+`server.LocalAwsServer` serves a `region.Region`; `account.seed_account` fills it. Importing this
+package alone costs nothing; moto is loaded by `server`.
+"""

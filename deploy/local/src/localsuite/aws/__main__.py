@@ -9,11 +9,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from fleetsim.cloud_state import CloudSettings
-from localsuite.aws.account import DEFAULT_TIERS, seed_account
-from localsuite.aws.front import DEFAULT_CLUSTER
-from localsuite.aws.region import Region
-from localsuite.aws.server import LocalAwsServer
+from localsuite.aws.tiers import DEFAULT_CLUSTER, DEFAULT_TIERS
 
 _NOTICE = (
     "This is a simulation of AWS on 127.0.0.1. It checks no credentials, launches nothing and "
@@ -58,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serves until SIGINT or SIGTERM; returns the exit status."""
     arguments = _arguments(argv)
     print(_NOTICE, file=sys.stderr, flush=True)
+    return _serve(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    # Loading moto takes seconds: not before the options are known to be right.
+    from fleetsim.cloud_state import CloudSettings  # noqa: PLC0415 - as above
+    from localsuite.aws.account import seed_account  # noqa: PLC0415 - as above
+    from localsuite.aws.region import Region  # noqa: PLC0415 - as above
+    from localsuite.aws.server import LocalAwsServer  # noqa: PLC0415 - as above
+
     zones = tuple(f"{arguments.region}{letter}" for letter in "abc")
     region = Region(
         name=arguments.region,
@@ -70,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(wanted, lambda *_: stop.set())
     server = LocalAwsServer(region, port=arguments.port, cluster=arguments.cluster)
     try:
+        server.front.control.ready.clear()
         server.start()
     except OSError as error:
         print(f"{error}; choose another with --port, or 0 for a free one", file=sys.stderr)
@@ -83,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 zones=zones,
                 cluster=arguments.cluster,
             )
+        server.front.control.ready.set()
         ready = json.dumps(
             {
                 "event": "ready",

@@ -4,47 +4,21 @@ Made through the real AWS API, so the same code would make them in AWS.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from localsuite.aws.front import DEFAULT_CLUSTER
-from localsuite.aws.region import TIER_TAG
-
-__all__ = ["DEFAULT_TIERS", "TierCapacity", "boto_client", "group_name", "seed_account"]
-
-
-@dataclass(frozen=True, slots=True)
-class TierCapacity:
-    """The Auto Scaling group of one tier.
-
-    The first of `instance_types` is preferred, the others are used when it is out of stock.
-    `on_demand_base_capacity` instances are On-Demand; of those above, the given percentage.
-    """
-
-    tier: str
-    instance_types: tuple[str, ...]
-    min_size: int
-    max_size: int
-    desired_capacity: int
-    on_demand_base_capacity: int = 0
-    on_demand_percentage_above_base: int = 100
-
-
-DEFAULT_TIERS = (
-    TierCapacity("gold", ("g5.xlarge",), 0, 50, 1, 1, 50),
-    TierCapacity("silver", ("g5.2xlarge",), 0, 30, 1, 1, 50),
-    TierCapacity("bronze", ("c5.4xlarge",), 0, 8, 0),
+from localsuite.aws.tiers import (
+    DEFAULT_CLUSTER,
+    DEFAULT_TIERS,
+    TIER_TAG,
+    TierCapacity,
+    group_name,
 )
-"""Maxima for 10,000 players; half of what is above the first GPU is Spot."""
 
-
-def group_name(tier: str) -> str:
-    """The name of a tier's Auto Scaling group."""
-    return f"gamekeeper-{tier}"
+__all__ = ["boto_client", "seed_account"]
 
 
 def boto_client(service: str, endpoint: str, *, region_name: str = "us-east-1") -> Any:

@@ -11,6 +11,7 @@ GET    /_local                                    what this is
 """
 
 import json
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,11 +39,16 @@ class _RefusedError(Exception):
 
 
 class ControlApi:
-    """Answers requests below `/_local` with JSON; a refusal is `{"error": text}`."""
+    """Answers requests below `/_local` with JSON; a refusal is `{"error": text}`.
+
+    `ready` is cleared while the account is being filled; only `GET /_local` looks at it.
+    """
 
     def __init__(self, region: Region, faults: FaultInjector) -> None:
         self._region = region
         self._faults = faults
+        self.ready = threading.Event()
+        self.ready.set()
         self._routes: Mapping[tuple[str, str], Callable[[Request], Any]] = {
             ("GET", ""): self._describe,
             ("GET", "events"): self._events,
@@ -69,6 +75,8 @@ class ControlApi:
         return Response(json.dumps(document), status=status, content_type="application/json")
 
     def _describe(self, _: Request) -> Any:
+        if not self.ready.is_set():
+            raise _RefusedError(503, "the account is being filled")
         return {
             "simulation": True,
             "region": self._region.name,

@@ -20,13 +20,12 @@ from localsuite.aws.errors import ApiError, not_modelled
 from localsuite.aws.faults import FaultInjector
 from localsuite.aws.launch_templates import LaunchTemplatesApi
 from localsuite.aws.region import Region
+from localsuite.aws.tiers import DEFAULT_CLUSTER
 from localsuite.aws.wire import CallTarget, ServiceWire, call_target
 
-__all__ = ["DEFAULT_CLUSTER", "LocalAwsFront"]
+__all__ = ["LocalAwsFront"]
 
 log = structlog.get_logger(__name__)
-
-DEFAULT_CLUSTER = "gamekeeper"
 
 Operation = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -41,7 +40,7 @@ class LocalAwsFront:
     def __init__(self, region: Region, *, cluster: str = DEFAULT_CLUSTER) -> None:
         self.region = region
         self.faults = FaultInjector()
-        self._control = ControlApi(region, self.faults)
+        self.control = ControlApi(region, self.faults)
         templates = LaunchTemplatesApi(region.account_id, region.present)
         self._autoscaling = AutoScalingApi(region, templates)
         templates.on_change = self._autoscaling.template_changed
@@ -59,7 +58,7 @@ class LocalAwsFront:
         request = _BufferedRequest(environ)
         body = request.get_data(cache=True)
         if request.path == "/_local" or request.path.startswith("/_local/"):
-            return self._control.respond(request)(environ, start_response)
+            return self.control.respond(request)(environ, start_response)
         target = call_target(request)
         if target is not None:
             response = self._answer(target, request)

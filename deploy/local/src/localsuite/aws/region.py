@@ -19,13 +19,11 @@ from fleetsim.cloud import Cloud
 from fleetsim.cloud_state import CloudEvent, CloudEventKind, CloudSettings, Instance, InstanceState
 from fleetsim.scaling_group import GROUP_TAG, ScalingGroups
 from localsuite.aws.event_feed import EventFeed
+from localsuite.aws.tiers import TIER_TAG
 
-__all__ = ["TIER_TAG", "HostLifecycle", "Region", "wall_clock"]
+__all__ = ["HostLifecycle", "Region", "wall_clock"]
 
 log = structlog.get_logger(__name__)
-
-TIER_TAG = "gamekeeper:tier"
-"""The tag that says which tier a group and its instances serve."""
 
 _LONGEST_TICK_SECONDS = 1.0
 

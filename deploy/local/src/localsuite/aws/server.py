@@ -7,8 +7,9 @@ from typing import Any, Self
 import structlog
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
-from localsuite.aws.front import DEFAULT_CLUSTER, LocalAwsFront
+from localsuite.aws.front import LocalAwsFront
 from localsuite.aws.region import Region
+from localsuite.aws.tiers import DEFAULT_CLUSTER
 
 __all__ = ["LocalAwsServer"]
 
