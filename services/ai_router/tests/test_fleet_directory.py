@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ai_router.domain.circuit_breaker import BreakerPolicy
@@ -36,7 +38,7 @@ def usable(fleet: FleetDirectory, now: float, tier: Tier = Tier.GOLD) -> bool:
     ],
 )
 def test_the_feed_decides_whether_a_server_takes_requests(
-    changes: dict[str, object], expected: ServerState
+    changes: dict[str, Any], expected: ServerState
 ) -> None:
     fleet = directory(stale_use_seconds=120.0, interruption_margin_seconds=60.0)
     fleet.apply(view(report("a", **changes)), 60.0)

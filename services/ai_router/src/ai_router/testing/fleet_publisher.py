@@ -82,6 +82,28 @@ class FleetPublisher(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
         del self._hosts[host_id]
         self._log.publish(gpu_metrics_pb2.FleetDelta(removed_host_ids=[host_id]))
 
+    async def GetFleet(  # noqa: N802  # named by the proto
+        self,
+        request: gpu_metrics_pb2.GetFleetRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> gpu_metrics_pb2.GetFleetResponse:
+        """Returns the whole fleet."""
+        fleet = gpu_metrics_pb2.FleetSnapshot(hosts=list(self._hosts.values()))
+        return gpu_metrics_pb2.GetFleetResponse(fleet=fleet)
+
+    async def ListServers(  # noqa: N802  # named by the proto
+        self,
+        request: gpu_metrics_pb2.ListServersRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> gpu_metrics_pb2.ListServersResponse:
+        """Returns all servers on one page."""
+        listed = [
+            gpu_metrics_pb2.ListedServer(server=server, host=view.host, freshness=view.freshness)
+            for view in self._hosts.values()
+            for server in view.servers
+        ]
+        return gpu_metrics_pb2.ListServersResponse(servers=listed)
+
     async def WatchFleet(  # noqa: N802  # named by the proto
         self,
         request: gpu_metrics_pb2.WatchFleetRequest,
