@@ -9,12 +9,13 @@ from uuid import UUID
 
 import asyncpg
 
+from autoscaler.adapters.postgres_errors import store_errors
 from autoscaler.adapters.postgres_journal import to_datetime
 from autoscaler.domain.observation import Players
 from autoscaler.domain.overrides import Override, OverrideKind
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import RequestIdReused
-from servicekit.postgres import Queries, database_errors
+from servicekit.postgres import Queries
 
 __all__ = ["PostgresOverrides", "PostgresPlayers"]
 
@@ -28,7 +29,7 @@ class PostgresOverrides:
 
     async def overrides(self, now: float) -> dict[Tier, Override]:
         """Return the holds in force."""
-        with database_errors():
+        with store_errors():
             rows = await self._pool.fetch(self._queries.list_overrides, to_datetime(now))
         return {Tier(row["tier"]): _override(row) for row in rows}
 
@@ -46,7 +47,7 @@ class PostgresOverrides:
             "expire_time": override.expire_time,
             "reason": override.reason,
         }
-        with database_errors():
+        with store_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 answered = await self._answered(connection, request_id, request)
                 if answered is not None:
@@ -72,7 +73,7 @@ class PostgresOverrides:
     ) -> Override | None:
         """End the hold in force and return it; a repeated request returns the first answer."""
         request = {"method": "clear", "tier": tier.value}
-        with database_errors():
+        with store_errors():
             async with self._pool.acquire() as connection, connection.transaction():
                 answered = await self._answered(connection, request_id, request)
                 if answered is not None:
@@ -128,7 +129,7 @@ class PostgresPlayers:
 
     async def report_players(self, players: Players, reported_by: str) -> Players:
         """Keep a count unless a newer one is there; return the one in force."""
-        with database_errors():
+        with store_errors():
             await self._pool.execute(
                 self._queries.report_players,
                 players.online,
@@ -139,7 +140,7 @@ class PostgresPlayers:
 
     async def players(self) -> Players | None:
         """Return the count in force."""
-        with database_errors():
+        with store_errors():
             row = await self._pool.fetchrow(self._queries.get_players)
         if row is None:
             return None

@@ -15,11 +15,12 @@ from autoscaler.adapters.decision_json import (
     report_from_json,
     report_to_json,
 )
+from autoscaler.adapters.postgres_errors import store_errors
 from autoscaler.domain.decision import DecisionRecord, Outcome
 from autoscaler.domain.drains import Drain
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import DecisionFilter, DecisionPage, JournalTail, TierReport
-from servicekit.postgres import Queries, database_errors
+from servicekit.postgres import Queries
 
 __all__ = ["PostgresDrains", "PostgresJournal", "to_datetime"]
 
@@ -42,7 +43,7 @@ class PostgresJournal:
     async def save(self, record: DecisionRecord) -> None:
         """Write a decision, or what came of one that was written; repeats are harmless."""
         decision = record.decision
-        with database_errors():
+        with store_errors():
             await self._pool.execute(
                 self._queries.save_decision,
                 UUID(record.decision_id),
@@ -61,12 +62,12 @@ class PostgresJournal:
     async def save_reports(self, reports: Sequence[TierReport]) -> None:
         """Keep the latest view of each tier, for replicas that do not lead."""
         rows = [(r.record.decision.tier.value, report_to_json(r)) for r in reports]
-        with database_errors():
+        with store_errors():
             await self._pool.executemany(self._queries.save_report, rows)
 
     async def reports(self) -> dict[Tier, TierReport]:
         """Return the latest view of each tier."""
-        with database_errors():
+        with store_errors():
             rows = await self._pool.fetch(self._queries.list_reports)
         return {Tier(row["tier"]): report_from_json(row["report"]) for row in rows}
 
@@ -76,13 +77,13 @@ class PostgresJournal:
             key = UUID(decision_id)
         except ValueError:
             return None
-        with database_errors():
+        with store_errors():
             text = await self._pool.fetchval(self._queries.get_decision, key)
         return None if text is None else record_from_json(text)
 
     async def list_page(self, wanted: DecisionFilter, limit: int) -> DecisionPage:
         """Return decisions whose outcome is known, newest first."""
-        with database_errors():
+        with store_errors():
             rows = await self._pool.fetch(
                 self._queries.list_decisions,
                 None if wanted.tier is None else wanted.tier.value,
@@ -97,7 +98,7 @@ class PostgresJournal:
 
     async def tail(self, position: int | None, limit: int) -> JournalTail:
         """Return what became known after `position`, with a few repeats; None gives the end."""
-        with database_errors():
+        with store_errors():
             if position is None:
                 end = await self._pool.fetchval(self._queries.latest_publication)
                 return JournalTail((), end)
@@ -113,7 +114,7 @@ class PostgresJournal:
 
     async def close_intents(self, before_epoch: int, message: str) -> int:
         """Mark intents of earlier leaders as failed; return how many there were."""
-        with database_errors():
+        with store_errors():
             rows = await self._pool.fetch(self._queries.open_intents, before_epoch)
         for row in rows:
             record = record_from_json(row["record"])
@@ -123,7 +124,7 @@ class PostgresJournal:
     async def delete_before(self, time: float) -> int:
         """Delete decisions older than `time`, with holds and answers that ended before it."""
         moment = to_datetime(time)
-        with database_errors():
+        with store_errors():
             status = await self._pool.execute(self._queries.delete_decisions, moment)
             await self._pool.execute(self._queries.delete_answered_requests, moment)
             await self._pool.execute(self._queries.delete_overrides, moment)
@@ -139,7 +140,7 @@ class PostgresDrains:
 
     async def save_drain(self, drain: Drain) -> None:
         """Keep a drain; the first one of an instance stays."""
-        with database_errors():
+        with store_errors():
             await self._pool.execute(
                 self._queries.save_drain,
                 drain.instance_id,
@@ -152,12 +153,12 @@ class PostgresDrains:
 
     async def end_drain(self, instance_id: str) -> None:
         """Forget a drain; repeats are harmless."""
-        with database_errors():
+        with store_errors():
             await self._pool.execute(self._queries.end_drain, instance_id)
 
     async def drains(self) -> dict[str, Drain]:
         """Return all drains by instance id."""
-        with database_errors():
+        with store_errors():
             rows = await self._pool.fetch(self._queries.list_drains)
         return {
             row["instance_id"]: Drain(

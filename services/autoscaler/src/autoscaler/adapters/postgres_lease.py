@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncpg
 
+from autoscaler.adapters.postgres_errors import store_errors
 from autoscaler.ports import LeaseView
-from servicekit.postgres import Queries, database_errors
+from servicekit.postgres import Queries
 
 __all__ = ["PostgresLease"]
 
@@ -21,7 +22,7 @@ class PostgresLease:
 
     async def acquire(self, holder: str, ttl_seconds: float) -> LeaseView:
         """Take or renew the lease if it is free, expired or one's own; return it as it is then."""
-        with database_errors():
+        with store_errors():
             await self._pool.execute(self._queries.acquire_lease, _NAME, holder, ttl_seconds)
             row = await self._pool.fetchrow(self._queries.get_lease, _NAME)
         if row is None:  # expired between the two statements; the next try takes it
@@ -30,5 +31,5 @@ class PostgresLease:
 
     async def release(self, holder: str) -> None:
         """Let the next one lead at once; does nothing for others' leases."""
-        with database_errors():
+        with store_errors():
             await self._pool.execute(self._queries.release_lease, _NAME, holder)
