@@ -100,7 +100,7 @@ async def test_the_next_server_takes_over_and_the_caller_sees_only_a_count(
 
 async def test_no_more_servers_are_tried_than_allowed() -> None:
     servers = {f"g{n}": FakeServer(failure=FailureKind.FAILED) for n in range(5)}
-    setup = Setup(attempts=2, **servers)
+    setup = Setup(attempts=2, **servers)  # type: ignore[arg-type]  # all are servers
     with pytest.raises(UpstreamFailed) as caught:
         await setup.ask()
     assert caught.value.metadata["attempts"] == "2"

@@ -24,25 +24,27 @@ __all__ = ["AiRouterSettings", "TierSettings"]
 class TierSettings:
     """What one server of each tier carries, and how long callers wait.
 
-    The capacities are for the reference hosts (g5.xlarge, g5.2xlarge, c5.4xlarge) and their models:
-    tokens in the batch at which the tier's latency target is just met. Measure your own.
+    The capacities are those that the autoscaler starts from, for the reference hosts (g5.xlarge,
+    g5.2xlarge, c5.4xlarge): tokens in flight, prompts and expected answers, above which a server is
+    given no more. What a server really carries depends on the length of prompts and on its prefix
+    cache: measure it, and give both services the same figure.
     """
 
     gold_capacity_tokens: int = setting(
         "AI_ROUTER_GOLD_CAPACITY_TOKENS",
-        default=24_000,
+        default=16_000,
         minimum=1,
         help="tokens one Gold server carries within its latency target",
     )
     silver_capacity_tokens: int = setting(
         "AI_ROUTER_SILVER_CAPACITY_TOKENS",
-        default=24_000,
+        default=14_000,
         minimum=1,
         help="tokens one Silver server carries within its latency target",
     )
     bronze_capacity_tokens: int = setting(
         "AI_ROUTER_BRONZE_CAPACITY_TOKENS",
-        default=8_000,
+        default=4_000,
         minimum=1,
         help="tokens one Bronze server carries within its latency target",
     )
@@ -54,7 +56,7 @@ class TierSettings:
     )
     silver_request_limit: int = setting(
         "AI_ROUTER_SILVER_REQUEST_LIMIT",
-        default=48,
+        default=40,
         minimum=1,
         help="most requests on one Silver server at a time",
     )
