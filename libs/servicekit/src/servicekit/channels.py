@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from servicekit.managed_channel import ManagedChannel
 from servicekit.method_policies import (
     MethodDeclaration,
     declarations_of_loaded_services,
@@ -21,6 +22,8 @@ from servicekit.tls import TlsSettings, is_loopback
 __all__ = ["ChannelSettings", "open_channel"]
 
 MAXIMUM_RESPONSE_BYTES = 16 * 1024 * 1024
+_FOREIGN_DEADLINE_SECONDS = 10.0
+"""The default deadline of services that declare none, such as health and reflection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,11 @@ def open_channel(target: str, settings: ChannelSettings | None = None) -> grpc.a
 
     Methods whose proto says that a repeat does no harm are retried with backoff and throttling when
     the server is unavailable. A call without a timeout gets the longest its method allows. A frozen
-    peer is noticed within three seconds of the next keepalive.
+    peer is noticed within three seconds of the next keepalive. Changed certificate files are used
+    for later calls within a second or two; calls under way are not disturbed.
+
+    Each channel has a connection of its own, and a server takes 100 calls at once on one: open
+    several channels for more.
 
     Import the generated modules of the services to call first: their retry policies are read from
     them here.
@@ -53,20 +60,8 @@ def open_channel(target: str, settings: ChannelSettings | None = None) -> grpc.a
     settings = settings or ChannelSettings()
     declarations = declarations_of_loaded_services()
     options = _channel_options(declarations, settings.maximum_attempts)
-    interceptors: list[Any] = [
-        kind(declarations)
-        for kind in (
-            _UnaryUnaryDeadline,
-            _UnaryStreamDeadline,
-            _StreamUnaryDeadline,
-            _StreamStreamDeadline,
-        )
-    ]
-    if settings.tls.enabled:
-        return grpc.aio.secure_channel(
-            target, settings.tls.channel_credentials(), options=options, interceptors=interceptors
-        )
-    if not is_loopback(target):
+    tls = settings.tls
+    if not tls.enabled and not is_loopback(target):
         raise SettingsError(
             [
                 (
@@ -75,7 +70,18 @@ def open_channel(target: str, settings: ChannelSettings | None = None) -> grpc.a
                 )
             ]
         )
-    return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    certificates = tls.follow() if tls.enabled else None
+
+    def connect() -> grpc.aio.Channel:
+        if certificates is None:
+            return grpc.aio.insecure_channel(target, options=options)
+        return grpc.aio.secure_channel(target, certificates.channel_credentials(), options=options)
+
+    return ManagedChannel(
+        connect,
+        (lambda: None) if certificates is None else certificates.version,
+        _deadline_seconds(declarations),
+    )
 
 
 def _channel_options(
@@ -92,8 +98,11 @@ def _channel_options(
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # In gRPC's core this bounds one attempt, handshake included; it does not delay the next.
+        ("grpc.min_reconnect_backoff_ms", 5_000),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # Channels with equal options would otherwise share one connection and its 100 streams.
+        ("grpc.use_local_subchannel_pool", 1),
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ]
 
@@ -128,49 +137,12 @@ def _service_config(
     return config
 
 
-class _Deadline:
-    """Gives a call without a timeout its method's longest one, so that no call waits for ever."""
+def _deadline_seconds(declarations: dict[str, MethodDeclaration]) -> Callable[[str], float]:
+    def longest(method: str) -> float:
+        declaration = declarations.get(method)
+        if declaration is None:  # its module was imported after the channel was opened
+            declarations.update(declarations_of_loaded_services())
+            declaration = declarations.get(method)
+        return declaration.deadline_seconds if declaration else _FOREIGN_DEADLINE_SECONDS
 
-    def __init__(self, declarations: dict[str, MethodDeclaration]) -> None:
-        self._declarations = declarations
-
-    def _with_deadline(self, details: grpc.aio.ClientCallDetails) -> grpc.aio.ClientCallDetails:
-        if details.timeout is not None:
-            return details
-        path = details.method.decode() if isinstance(details.method, bytes) else details.method
-        declaration = self._declarations.get(path)
-        timeout = declaration.deadline_seconds if declaration else 10.0
-        return grpc.aio.ClientCallDetails(
-            details.method, timeout, details.metadata, details.credentials, details.wait_for_ready
-        )
-
-
-Continuation = Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]]
-
-
-class _UnaryUnaryDeadline(_Deadline, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(
-        self, continuation: Continuation, client_call_details: Any, request: Any
-    ) -> Any:
-        return await continuation(self._with_deadline(client_call_details), request)
-
-
-class _UnaryStreamDeadline(_Deadline, grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(
-        self, continuation: Continuation, client_call_details: Any, request: Any
-    ) -> Any:
-        return await continuation(self._with_deadline(client_call_details), request)
-
-
-class _StreamUnaryDeadline(_Deadline, grpc.aio.StreamUnaryClientInterceptor):
-    async def intercept_stream_unary(
-        self, continuation: Continuation, client_call_details: Any, request_iterator: Any
-    ) -> Any:
-        return await continuation(self._with_deadline(client_call_details), request_iterator)
-
-
-class _StreamStreamDeadline(_Deadline, grpc.aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(
-        self, continuation: Continuation, client_call_details: Any, request_iterator: Any
-    ) -> Any:
-        return await continuation(self._with_deadline(client_call_details), request_iterator)
+    return longest

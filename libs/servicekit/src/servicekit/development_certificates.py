@@ -39,11 +39,13 @@ class DevelopmentAuthority:
         self._now = now
         self._valid = timedelta(days=valid_days)
         self._key = ec.generate_private_key(ec.SECP256R1())
+        self._key_identifier = x509.SubjectKeyIdentifier.from_public_key(self._key.public_key())
         self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Gamekeeper development")])
         self._certificate = (
             self._builder(self._name, self._key.public_key())
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_key_usage(certificate_sign=True), critical=True)
+            .add_extension(self._key_identifier, critical=False)
             .sign(self._key, hashes.SHA256())
         )
 
@@ -76,6 +78,13 @@ class DevelopmentAuthority:
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(certificate_sign=False), critical=True)
+            .add_extension(
+                # Strict verification, the default of Python 3.13's ssl module, demands it.
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(
+                    self._key_identifier
+                ),
+                critical=False,
+            )
             .add_extension(
                 x509.ExtendedKeyUsage(
                     [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

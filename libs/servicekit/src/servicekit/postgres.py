@@ -5,7 +5,9 @@ Needs the `postgres` extra (asyncpg).
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import itertools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -33,11 +35,19 @@ log = structlog.get_logger(__name__)
 
 _NAME_LINE = re.compile(r"^-- name: (?P<name>[a-z][a-z0-9_]*)\s*$", re.MULTILINE)
 _MIGRATION_FILE = re.compile(r"^(?P<number>\d{4})_(?P<name>[a-z0-9_]+)\.sql$")
+_CLOSED_WORDS = ("closed", "closing", "released back to the pool")
 _RETRY_AFTER_SECONDS = 1.0
+_CONNECT_SECONDS = 5.0
+_ACQUIRE_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0
+_LOCK_SECONDS = 60.0
+_LOCK_POLL_SECONDS = 0.1
+_MIGRATION_SECONDS = 900.0
 
-# SQLSTATE classes: 08 connection, 53 insufficient resources, 57P operator intervention (shutdown,
-# crash, starting up); PostgreSQL documentation, appendix A.
-_AWAY_CLASSES = ("08", "53", "57P")
+# SQLSTATE classes 08 connection, 53 insufficient resources, 57P operator intervention (shutdown,
+# crash, starting up), and 57014, a statement that was ended for its length, 25006, a former primary
+# that became read-only; PostgreSQL documentation, appendix A.
+_AWAY_CLASSES = ("08", "53", "57P", "57014", "25006")
 
 
 class DatabaseAway(Unavailable):
@@ -98,6 +108,13 @@ def load_queries(package: str, filename: str = "queries.sql") -> Queries:
     return Queries(statements)
 
 
+class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # asyncpg ships no types
+    """A pool in which nobody waits for a free connection for ever."""
+
+    def acquire(self, *, timeout: float | None = None) -> Any:
+        return super().acquire(timeout=_ACQUIRE_SECONDS if timeout is None else timeout)
+
+
 @asynccontextmanager
 async def open_pool(
     url: str,
@@ -109,10 +126,10 @@ async def open_pool(
     setup: Callable[[Any], Awaitable[None]] | None = None,
     init: Callable[[Any], Awaitable[None]] | None = None,
 ) -> AsyncIterator[asyncpg.Pool]:
-    """Opens a connection pool and closes it at the end, forcibly after a few seconds.
+    """Opens a connection pool and closes it at the end, forcibly after five seconds.
 
     The pool opens connections when they are needed, so it starts although the database is away, and
-    recovers by itself.
+    recovers by itself. Waiting for a connection ends with TimeoutError after five seconds.
 
     Args:
         url: `postgresql://user:password@host:port/database`.
@@ -123,11 +140,15 @@ async def open_pool(
         setup: run whenever a connection is taken from the pool.
         init: run once for a new connection, for example to register types.
     """
-    pool = asyncpg.create_pool(
+    pool = _BoundedPool(
         url,
         min_size=0,
         max_size=maximum,
-        timeout=5.0,
+        max_queries=50_000,
+        loop=None,
+        connection_class=asyncpg.Connection,
+        record_class=asyncpg.Record,
+        timeout=_CONNECT_SECONDS,
         command_timeout=command_timeout_seconds,
         max_inactive_connection_lifetime=300.0,
         setup=setup,
@@ -141,18 +162,24 @@ async def open_pool(
     try:
         if minimum:
             try:
-                async with pool.acquire(timeout=5.0):
+                async with pool.acquire():
                     pass
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 log.warning("database_away_at_start", application=application_name)
         yield pool
     finally:
-        pool.terminate()
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await pool.close()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            pool.terminate()
 
 
 @contextmanager
 def database_errors() -> Iterator[None]:
     """Turns failures to reach the database into DatabaseAway; other errors pass.
+
+    Mistakes in our own SQL or arguments pass too: they are faults, and no repeat helps.
 
     Raises:
         DatabaseAway: the connection failed or was lost, the server shuts down or starts up, has no
@@ -161,12 +188,15 @@ def database_errors() -> Iterator[None]:
     try:
         yield
     except asyncpg.PostgresError as error:
-        if isinstance(error, asyncpg.QueryCanceledError) or (
-            error.sqlstate and error.sqlstate.startswith(_AWAY_CLASSES)
-        ):
+        if error.sqlstate and error.sqlstate.startswith(_AWAY_CLASSES):
             raise _away() from error
         raise
-    except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+    except asyncpg.InterfaceError as error:
+        # asyncpg has one class for a lost connection and for misuse; only their texts differ.
+        if not isinstance(error, ValueError) and any(word in str(error) for word in _CLOSED_WORDS):
+            raise _away() from error
+        raise
+    except (OSError, TimeoutError) as error:
         raise _away() from error
 
 
@@ -187,7 +217,8 @@ async def migrate(
     """Applies a package's `migrations/NNNN_name.sql` files that are not applied yet, in order.
 
     Each runs in a transaction of its own together with its entry in `<schema>.schema_migrations`,
-    so a crash leaves whole migrations only. An advisory lock lets one migrator work at a time.
+    so a crash leaves whole migrations only. An advisory lock lets one migrator work at a time;
+    another one waits for it for a minute.
 
     Args:
         connection: as the owner of the schema.
@@ -199,8 +230,10 @@ async def migrate(
         the names of the migrations applied now.
 
     Raises:
-        MigrationMismatch: when an applied migration was changed or is missing.
-        ValueError: when a substitution is not an identifier.
+        MigrationMismatch: when an applied migration was changed or is missing, or a new one stands
+            before an applied one.
+        TimeoutError: when another migrator holds the lock for longer than a minute.
+        ValueError: when a substitution is not an identifier, or two files share a number.
     """
     substitutions = dict(substitutions or {})
     for value in (schema, *substitutions.values()):
@@ -208,7 +241,7 @@ async def migrate(
             raise ValueError(f"{value!r} is not a plain lower-case SQL identifier")
     migrations = _migrations(package)
     lock = int.from_bytes(hashlib.sha256(schema.encode()).digest()[:8], "big", signed=True)
-    await connection.execute("SELECT pg_advisory_lock($1)", lock)
+    await _take_lock(connection, lock)
     try:
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         await connection.execute(
@@ -229,8 +262,10 @@ async def migrate(
             for name, value in substitutions.items():
                 sql = sql.replace("{{" + name + "}}", value)
             async with connection.transaction():
-                await connection.execute(f"SET LOCAL search_path TO {schema}, public")
-                await connection.execute(sql)
+                await connection.execute(
+                    f"SET LOCAL search_path TO {schema}, public; SET LOCAL statement_timeout TO 0"
+                )
+                await connection.execute(sql, timeout=_MIGRATION_SECONDS)
                 await connection.execute(
                     f"INSERT INTO {schema}.schema_migrations (number, name, sha256)"  # noqa: S608  # as above
                     " VALUES ($1, $2, $3)",
@@ -242,7 +277,17 @@ async def migrate(
             done.append(migration.name)
         return done
     finally:
-        await connection.execute("SELECT pg_advisory_unlock($1)", lock)
+        if not connection.is_closed():  # a lost connection has lost its locks
+            await connection.execute("SELECT pg_advisory_unlock($1)", lock)
+
+
+async def _take_lock(connection: asyncpg.Connection, lock: int) -> None:
+    # Tried rather than waited for: a wait inside the server runs into statement_timeout.
+    async with asyncio.timeout(_LOCK_SECONDS):
+        while not await connection.fetchval(  # noqa: ASYNC110  # what is waited for is in the server
+            "SELECT pg_try_advisory_lock($1)", lock
+        ):
+            await asyncio.sleep(_LOCK_POLL_SECONDS)
 
 
 def _migrations(package: str) -> list[Migration]:
@@ -253,7 +298,11 @@ def _migrations(package: str) -> list[Migration]:
             found.append(
                 Migration(int(match["number"]), entry.name[:-4], entry.read_text(encoding="utf-8"))
             )
-    return sorted(found, key=lambda migration: migration.number)
+    found.sort(key=lambda migration: migration.number)
+    for former, later in itertools.pairwise(found):
+        if former.number == later.number:
+            raise ValueError(f"{former.name} and {later.name} share a number")
+    return found
 
 
 def _check_applied(applied: Mapping[int, str], migrations: list[Migration]) -> None:
@@ -267,4 +316,11 @@ def _check_applied(applied: Mapping[int, str], migrations: list[Migration]) -> N
         if known[number].sha256 != sha256:
             raise MigrationMismatch(
                 f"migration {known[number].name} was changed after it was applied; add a new one"
+            )
+    newest = max(applied, default=0)
+    for number, migration in known.items():
+        if number < newest and number not in applied:
+            raise MigrationMismatch(
+                f"migration {migration.name} stands before {newest:04d}, which is applied; "
+                "give it a higher number"
             )

@@ -168,7 +168,10 @@ class RpcServer:
             [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server
         )
         self._admin: grpc.aio.Server | None = None
+        self._started = False
+        self._stopped = False
         self.port = 0
+        self.admin_port = 0
 
     @property
     def address(self) -> str:
@@ -183,29 +186,20 @@ class RpcServer:
             SettingsError: when the address is taken or not of this machine.
         """
         tls = self._settings.tls
-        address = self._settings.listen_address
-        try:
-            if tls.enabled:
-                self.port = self._server.add_secure_port(address, tls.server_credentials())
-            else:
-                self.port = self._server.add_insecure_port(address)
-        except RuntimeError:
-            self.port = 0
-        if self.port == 0:
-            raise SettingsError(
-                [
-                    (
-                        f"GAMEKEEPER_LISTEN_ADDRESS='{address}' cannot be served: another process "
-                        "has the port, or the address is not of this machine"
-                    )
-                ]
+        credentials = tls.server_credentials() if tls.enabled else None
+        self.port = _bind(
+            self._server, "GAMEKEEPER_LISTEN_ADDRESS", self._settings.listen_address, credentials
+        )
+        if self._settings.admin_address:
+            self._admin = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+            channelz.add_channelz_servicer(self._admin)
+            self.admin_port = _bind(
+                self._admin, "GAMEKEEPER_ADMIN_ADDRESS", self._settings.admin_address, None
             )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._started = True
         await self._server.start()
-        if self._settings.admin_address:
-            self._admin = grpc.aio.server()
-            channelz.add_channelz_servicer(self._admin)
-            self._admin.add_insecure_port(self._settings.admin_address)
+        if self._admin is not None:
             await self._admin.start()
         if not tls.enabled:
             log.warning(
@@ -221,14 +215,22 @@ class RpcServer:
         await self._set_health(state.SERVING if serving else state.NOT_SERVING)
 
     async def stop(self, drain_seconds: float | None = None) -> None:
-        """Turns health to NOT_SERVING, ends streams, lets calls finish, closes."""
+        """Turns health to NOT_SERVING, ends streams, lets calls finish, closes.
+
+        A second stop cuts the first one's drain short when it allows less time; on a stopped
+        server it does nothing.
+        """
+        if not self._started or self._stopped:
+            return
         await self._health.enter_graceful_shutdown()
         self._chain.end_streams()
         grace = self._settings.drain_seconds if drain_seconds is None else drain_seconds
         await self._server.stop(grace)
         if self._admin is not None:
             await self._admin.stop(0)
-        log.info("server_stopped", services=self._names)
+        if not self._stopped:
+            self._stopped = True
+            log.info("server_stopped", services=self._names)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -245,6 +247,31 @@ class RpcServer:
     async def _set_health(self, state: int) -> None:
         for name in ["", *self._names]:
             await self._health.set(name, state)
+
+
+def _bind(
+    server: grpc.aio.Server,
+    variable: str,
+    address: str,
+    credentials: grpc.ServerCredentials | None,
+) -> int:
+    try:
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        raise SettingsError(
+            [
+                (
+                    f"{variable}='{address}' cannot be served: another process has the port, or "
+                    "the address is not of this machine"
+                )
+            ]
+        )
+    return port
 
 
 def _server_options() -> list[tuple[str, int]]:

@@ -67,8 +67,9 @@ def setting(
     """Declares a dataclass field that is read from environment variable `variable`.
 
     Types understood: str, int, float, bool, Path, an Enum (by value or name), tuple[str, ...]
-    (comma-separated) and `X | None` (an empty variable means None). `parse` overrides that; it
-    raises ValueError with a message that says what is allowed. Both bounds are inclusive.
+    (comma-separated) and `X | None`. An empty variable counts as not set: the default applies.
+    `parse` overrides that; it raises ValueError with a message that says what is allowed. Both
+    bounds are inclusive.
     """
     spec = _Setting(
         variable, help, minimum, maximum, tuple(choices) if choices else None, secret, parse
@@ -85,21 +86,26 @@ def load_settings(settings_type: type[S], environ: Mapping[str, str]) -> S:
     problems: list[str] = []
     loaded = _load(settings_type, environ, problems)
     if problems:
-        raise SettingsError(problems)
+        # A group of settings that stands in two places is read, and wrong, twice.
+        raise SettingsError(list(dict.fromkeys(problems)))
     return typing.cast("S", loaded)
 
 
 def describe_settings(settings: Any, environ: Mapping[str, str]) -> list[SettingRow]:
     """Returns a row per setting, secrets redacted, in the order they are declared."""
+    return list({row.variable: row for row in _rows(settings, environ)}.values())
+
+
+def _rows(settings: Any, environ: Mapping[str, str]) -> list[SettingRow]:
     rows: list[SettingRow] = []
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         spec = field.metadata.get(_METADATA_KEY)
         if spec is None:
             if dataclasses.is_dataclass(value):
-                rows.extend(describe_settings(value, environ))
+                rows.extend(_rows(value, environ))
             continue
-        source = "environment" if environ.get(spec.variable) else "default"
+        source = "environment" if environ.get(spec.variable, "").strip() else "default"
         rows.append(SettingRow(spec.variable, _show(value, spec), source, spec.help))
     return rows
 
@@ -136,6 +142,7 @@ def _load(settings_type: type[Any], environ: Mapping[str, str], problems: list[s
 def _read(
     field: dataclasses.Field[Any], spec: _Setting, hint: Any, environ: Mapping[str, str]
 ) -> Any:
+    parse = spec.parse or _parser(hint)
     text = environ.get(spec.variable, "").strip()
     if not text:
         if field.default is MISSING:
@@ -143,9 +150,10 @@ def _read(
         return field.default
     shown = "(redacted)" if spec.secret else repr(text)
     try:
-        value = (spec.parse or _parser(hint))(text)
+        value = parse(text)
     except ValueError as error:
-        raise ValueError(f"{spec.variable}={shown} is wrong: {error}") from None
+        reason = str(error).replace(text, "(redacted)") if spec.secret else str(error)
+        raise ValueError(f"{spec.variable}={shown} is wrong: {reason}") from None
     allowed = _violated(value, spec)
     if allowed:
         raise ValueError(f"{spec.variable}={shown} is wrong: {allowed}")
@@ -168,8 +176,10 @@ def _violated(value: Any, spec: _Setting) -> str:
 def _parser(hint: Any) -> Callable[[str], Any]:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-        return _parser(inner)
+        inner = [arg for arg in typing.get_args(hint) if arg is not type(None)]
+        if len(inner) != 1:
+            raise TypeError(f"no parser for settings of type {hint!r}; pass parse=")
+        return _parser(inner[0])
     if origin is tuple:
         return lambda text: tuple(part.strip() for part in text.split(",") if part.strip())
     if isinstance(hint, type) and issubclass(hint, enum.Enum):

@@ -6,7 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
+from weakref import WeakSet
 
 from servicekit.clock import Clock
 from servicekit.errors import ResumeTokenTooOld, ShuttingDown, SlowSubscriber
@@ -14,6 +15,10 @@ from servicekit.errors import ResumeTokenTooOld, ShuttingDown, SlowSubscriber
 __all__ = ["ResumableLog", "StreamItem"]
 
 T = TypeVar("T")
+
+# Heartbeats that fall due close together go out together, so that a thousand subscribers do not
+# wake the ticker a thousand times; a heartbeat is late by at most this share of its interval.
+_TICK_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +38,16 @@ class ResumableLog(Generic[T]):
     """Keeps the last `history` items and hands them to any number of subscribers in order.
 
     A resume token names the log's epoch and a position in it, so a token of a former run of the
-    process is recognised and refused instead of being misread. Memory is bounded by `history` items
-    and `subscriber_queue` references per subscriber. Not thread-safe: one event loop only.
+    process is recognised and refused instead of being misread. A subscriber is a position in the
+    shared history, so memory is bounded by the history whatever the subscribers do. Not
+    thread-safe: one event loop only.
+
+    Args:
+        clock: times the heartbeats.
+        epoch: names this run of the process; new at every start.
+        history: items that can be resumed over.
+        subscriber_queue: how many items a subscriber that has caught up may fall behind.
+        heartbeat_seconds: longest silence of a subscription.
     """
 
     def __init__(
@@ -50,133 +63,156 @@ class ResumableLog(Generic[T]):
             raise ValueError("an epoch is a non-empty text without dots")
         self._clock = clock
         self._epoch = epoch
-        self._history: deque[T] = deque(maxlen=history)
-        self._last_sequence = 0
+        self._history = history
+        self._items: deque[T] = deque(maxlen=max(history, subscriber_queue))
+        self._last = 0
         self._subscriber_queue = subscriber_queue
         self._heartbeat_seconds = heartbeat_seconds
-        self._subscribers: set[_Subscriber[T]] = set()
+        self._subscriptions: WeakSet[_Subscription[T]] = WeakSet()
+        self._waiting: dict[_Subscription[T], asyncio.Future[None]] = {}
+        self._ticker: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
     def latest_token(self) -> str:
         """The token after the last item published."""
-        return f"{self._epoch}.{self._last_sequence}"
+        return self._token(self._last)
 
     @property
     def subscriber_count(self) -> int:
-        """Subscribers at present."""
-        return len(self._subscribers)
+        """Subscriptions at present."""
+        return len(self._subscriptions)
 
     def publish(self, item: T) -> str:
         """Appends `item`, wakes the subscribers and returns the token after it."""
-        self._last_sequence += 1
-        self._history.append(item)
-        step = StreamItem(self.latest_token, item)
-        for subscriber in self._subscribers:
-            subscriber.offer(step)
-        return step.token
+        self._last += 1
+        self._items.append(item)
+        self._wake_all()
+        return self.latest_token
 
-    async def subscribe(self, resume_token: str = "") -> AsyncIterator[StreamItem[T]]:
-        """Yields every item after `resume_token`, or from now on, and heartbeats between them.
+    def subscribe(self, resume_token: str = "") -> AsyncIterator[StreamItem[T]]:
+        """Returns every item after `resume_token`, or from now on, and heartbeats between them.
+
+        "Now" is this call, not the first item asked for. The iterator has `aclose()`, and needs it
+        no more than a list does: an abandoned one is forgotten.
 
         Raises:
-            ResumeTokenTooOld: the token is of another run, or older than the history.
-            SlowSubscriber: the subscriber fell a whole queue behind; its last token still works
-                while the history lasts.
-            ShuttingDown: the log was closed.
+            ResumeTokenTooOld: here; the token is of another run, or older than the history.
+            SlowSubscriber: while iterating; the subscriber fell a whole queue behind. Its last
+                token still works while the history lasts.
+            ShuttingDown: while iterating; the log was closed and everything in it was delivered.
         """
-        position = self._position(resume_token)
-        subscriber: _Subscriber[T] = _Subscriber(self._subscriber_queue)
-        oldest = self._last_sequence - len(self._history)
-        backlog = [
-            StreamItem(f"{self._epoch}.{oldest + index + 1}", item)
-            for index, item in enumerate(self._history)
-            if oldest + index + 1 > position
-        ]
-        self._subscribers.add(subscriber)
-        token = f"{self._epoch}.{position}"
-        try:
-            for step in backlog:
-                token = step.token
-                yield step
-            while True:
-                if self._closed:
-                    raise ShuttingDown("The stream ends here; resume it.")
-                if subscriber.overflowed:
-                    raise SlowSubscriber(
-                        f"The subscriber fell {self._subscriber_queue} messages behind; resume "
-                        "from the last token and read faster.",
-                        metadata={"resume_token": token},
-                    )
-                received = await self._next(subscriber)
-                if received is not None:
-                    token = received.token
-                    yield received
-                elif not self._closed and not subscriber.overflowed:
-                    yield StreamItem(token, None)
-        finally:
-            self._subscribers.discard(subscriber)
+        subscription = _Subscription(self, self._position(resume_token))
+        self._subscriptions.add(subscription)
+        return subscription
 
     def close(self) -> None:
-        """Ends all subscriptions with ShuttingDown."""
+        """Ends all subscriptions with ShuttingDown once they have read what is there."""
         self._closed = True
-        for subscriber in self._subscribers:
-            subscriber.wake()
+        self._wake_all()
+        if self._ticker is not None:
+            self._ticker.cancel()
+
+    def _token(self, position: int) -> str:
+        return f"{self._epoch}.{position}"
 
     def _position(self, resume_token: str) -> int:
         if not resume_token:
-            return self._last_sequence
+            return self._last
         epoch, _, digits = resume_token.rpartition(".")
         position = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
-        oldest = self._last_sequence - len(self._history)
-        if epoch != self._epoch or not oldest <= position <= self._last_sequence:
+        oldest = max(0, self._last - self._history)
+        if epoch != self._epoch or not oldest <= position <= self._last:
             raise ResumeTokenTooOld(
                 "The stream cannot be resumed after this token; read the present state, then "
                 "subscribe without a token."
             )
         return position
 
-    async def _next(self, subscriber: _Subscriber[T]) -> StreamItem[T] | None:
-        """Returns the next item, or None when it is time for a heartbeat or something changed."""
-        if subscriber.ready():
-            return subscriber.take()
-        sleeper = asyncio.ensure_future(self._clock.sleep(self._heartbeat_seconds))
-        waiter = asyncio.ensure_future(subscriber.wait())
+    def _after(self, position: int, *, caught_up: bool) -> StreamItem[T] | None:
+        """Returns the item after `position`, or None when there is none yet."""
+        behind = self._last - position
+        if behind == 0:
+            return None
+        if behind > (self._subscriber_queue if caught_up else len(self._items)):
+            raise SlowSubscriber(
+                f"The subscriber fell {behind} messages behind, more than the "
+                f"{self._subscriber_queue} kept for it; resume from the last token and read "
+                "faster.",
+                metadata={"resume_token": self._token(position)},
+            )
+        return StreamItem(self._token(position + 1), self._items[-behind])
+
+    async def _changed(self, subscription: _Subscription[T]) -> None:
+        """Returns after something was published or closed, or a heartbeat fell due."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting[subscription] = future
+        if self._ticker is None or self._ticker.done():
+            # Not in a task group: the log has no scope to own one. It ends with its last waiter.
+            self._ticker = loop.create_task(self._tick(), name="resumable_log_heartbeats")
         try:
-            await asyncio.wait({sleeper, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            await future
         finally:
-            for future in (sleeper, waiter):
-                future.cancel()
-            await asyncio.gather(sleeper, waiter, return_exceptions=True)
-        return subscriber.take()
+            self._waiting.pop(subscription, None)
+
+    async def _tick(self) -> None:
+        """Wakes each waiting subscription when its heartbeat is due; ends when nobody waits."""
+        while self._waiting:
+            now = self._clock.monotonic()
+            due = min(subscription.heartbeat_due for subscription in self._waiting)
+            if due > now:
+                await self._clock.sleep(max(due - now, self._heartbeat_seconds * _TICK_SHARE))
+                now = self._clock.monotonic()
+            for subscription, future in list(self._waiting.items()):
+                if subscription.heartbeat_due <= now:
+                    del self._waiting[subscription]
+                    _wake(future)
+
+    def _wake_all(self) -> None:
+        for future in self._waiting.values():
+            _wake(future)
+        self._waiting.clear()
 
 
-class _Subscriber(Generic[T]):
-    """A bounded queue that remembers that it overflowed instead of growing or blocking."""
+class _Subscription(Generic[T]):
+    """A position in a log."""
 
-    def __init__(self, limit: int) -> None:
-        self._items: deque[StreamItem[T]] = deque()
-        self._limit = limit
-        self._changed = asyncio.Event()
-        self.overflowed = False
+    __slots__ = ("__weakref__", "_caught_up", "_ended", "_log", "_position", "heartbeat_due")
 
-    def offer(self, item: StreamItem[T]) -> None:
-        if len(self._items) >= self._limit:
-            self.overflowed = True
-            self._items.clear()
-        if not self.overflowed:
-            self._items.append(item)
-        self._changed.set()
+    def __init__(self, resumable_log: ResumableLog[T], position: int) -> None:
+        self._log = resumable_log
+        self._position = position
+        self._caught_up = False
+        self._ended = False
+        self.heartbeat_due = 0.0
 
-    def wake(self) -> None:
-        self._changed.set()
+    def __aiter__(self) -> Self:
+        return self
 
-    def ready(self) -> bool:
-        return bool(self._items)
+    async def __anext__(self) -> StreamItem[T]:
+        resumable_log = self._log
+        self.heartbeat_due = resumable_log._clock.monotonic() + resumable_log._heartbeat_seconds  # noqa: SLF001  # one mechanism, same module
+        while not self._ended:
+            step = resumable_log._after(self._position, caught_up=self._caught_up)  # noqa: SLF001  # as above
+            if step is not None:
+                self._position += 1
+                self._caught_up = self._caught_up or self._position == resumable_log._last  # noqa: SLF001  # as above
+                return step
+            self._caught_up = True
+            if resumable_log._closed:  # noqa: SLF001  # as above
+                raise ShuttingDown("The stream ends here; resume it.")
+            if resumable_log._clock.monotonic() >= self.heartbeat_due:  # noqa: SLF001  # as above
+                return StreamItem(resumable_log._token(self._position), None)  # noqa: SLF001  # as above
+            await resumable_log._changed(self)  # noqa: SLF001  # as above
+        raise StopAsyncIteration
 
-    def take(self) -> StreamItem[T] | None:
-        self._changed.clear()
-        return self._items.popleft() if self._items else None
+    async def aclose(self) -> None:
+        """Ends the iteration."""
+        self._ended = True
+        self._log._subscriptions.discard(self)  # noqa: SLF001  # one mechanism, same module
 
-    async def wait(self) -> None:
-        await self._changed.wait()
+
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

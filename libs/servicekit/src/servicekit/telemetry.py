@@ -57,6 +57,7 @@ class Telemetry:
 
     def __init__(self, service_name: str, settings: TelemetrySettings | None = None) -> None:
         self._providers: list[MeterProvider | TracerProvider] = []
+        self.exporting = settings is not None and bool(settings.otlp_endpoint)
         if settings is None or not settings.otlp_endpoint:
             self.meter: Meter = metrics.NoOpMeterProvider().get_meter(service_name)
             self.tracer: trace.Tracer = trace.NoOpTracerProvider().get_tracer(service_name)

@@ -1,13 +1,14 @@
-"""What tests of services use: a clock that stands still, and servers on free ports."""
+"""What tests of services use: a clock that stands still, servicers and servers on free ports."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc.aio
 
@@ -16,7 +17,7 @@ from servicekit.clock import SystemClock
 from servicekit.server import RpcServer, ServerSettings, ServiceRegistration
 from servicekit.settings import load_settings
 
-__all__ = ["FakeClock", "serve_for_test"]
+__all__ = ["FakeClock", "serve_for_test", "servicer_with"]
 
 
 class FakeClock:
@@ -67,6 +68,16 @@ class FakeClock:
         """Lets all tasks run that can run without time or input."""
         for _ in range(20):
             await asyncio.sleep(0)
+
+
+def servicer_with(base: type[Any], **methods: Callable[..., Any]) -> Any:
+    """Returns a servicer of the generated class `base` that answers `methods` only.
+
+    Each is a function of the request and the context, a coroutine function for one response or an
+    async generator function for many.
+    """
+    functions = {name: staticmethod(function) for name, function in methods.items()}
+    return type(f"Partial{base.__name__}", (base,), functions)()
 
 
 @asynccontextmanager

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import grpc
 import structlog
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from servicekit.settings import SettingsError, setting
 
-__all__ = ["TlsSettings", "host_of", "is_loopback"]
+__all__ = ["Certificates", "TlsSettings", "host_of", "is_loopback"]
 
 log = structlog.get_logger(__name__)
 
@@ -67,71 +75,123 @@ class TlsSettings:
         problems = self.problems()
         if problems:
             raise SettingsError(problems)
-        watcher = _CertificateWatcher(self)
+        certificates = Certificates(self)
         return grpc.dynamic_ssl_server_credentials(
-            watcher.current(),
+            certificates.server_configuration(),
             # None, "nothing new", is allowed; the stubs do not know.
-            watcher.fetch,  # type: ignore[arg-type]  # see above
+            certificates.new_server_configuration,  # type: ignore[arg-type]  # see above
             require_client_authentication=True,
         )
 
-    def channel_credentials(self) -> grpc.ChannelCredentials:
-        """Returns credentials that show this service's certificate.
+    def follow(self) -> Certificates:
+        """Returns the certificates, followed through changes of their files.
 
         Raises:
-            SettingsError: when a file is missing.
+            SettingsError: when a file is missing, or they do not fit together.
         """
         problems = self.problems()
         if problems:
             raise SettingsError(problems)
-        certificate, key, authority = self._read()
-        return grpc.ssl_channel_credentials(authority, key, certificate)
+        return Certificates(self)
 
-    def _read(self) -> tuple[bytes, bytes, bytes]:
+    def paths(self) -> tuple[Path, Path, Path]:
+        """Returns the files of certificate, key and authority.
+
+        Raises:
+            SettingsError: when one is not set.
+        """
         if self.certificate_file is None or self.key_file is None or self.authority_file is None:
             raise SettingsError(self.problems())
-        return (
-            self.certificate_file.read_bytes(),
-            self.key_file.read_bytes(),
-            self.authority_file.read_bytes(),
-        )
+        return self.certificate_file, self.key_file, self.authority_file
 
 
-class _CertificateWatcher:
-    """Gives gRPC a new configuration at the first handshake after the files changed.
+class Certificates:
+    """Certificate, key and authority as they were last read whole.
 
-    gRPC asks before every handshake; comparing modification times keeps that cheap.
+    The three files cannot be replaced in one step, so a set is taken over only when the key belongs
+    to the certificate; until then the former one serves. Comparing modification times keeps looking
+    cheap.
+
+    Raises:
+        SettingsError: when the files cannot be read or do not fit together at the start.
     """
 
     def __init__(self, settings: TlsSettings) -> None:
-        self._settings = settings
-        self._stamp = self._modified()
+        self._paths = settings.paths()
+        self._rejected: tuple[int, ...] = ()
+        try:
+            self._stamp = self._modified()
+            self._content = self._read()
+        except (OSError, ValueError):
+            raise SettingsError(
+                [
+                    (
+                        f"GAMEKEEPER_TLS_CERTIFICATE_FILE='{self._paths[0]}' cannot be used: it "
+                        "must be a PEM certificate of the key in GAMEKEEPER_TLS_KEY_FILE, and both "
+                        "must be readable"
+                    )
+                ]
+            ) from None
 
-    def current(self) -> grpc.ServerCertificateConfiguration:
-        certificate, key, authority = self._settings._read()  # noqa: SLF001  # same module
+    def version(self) -> tuple[int, ...]:
+        """Returns a value that changes when a new set was taken over, after looking for one."""
+        self._look()
+        return self._stamp
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """Returns credentials that show the certificate."""
+        certificate, key, authority = self._content
+        return grpc.ssl_channel_credentials(authority, key, certificate)
+
+    def server_configuration(self) -> grpc.ServerCertificateConfiguration:
+        """Returns the configuration for handshakes from now on."""
+        certificate, key, authority = self._content
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
 
-    def fetch(self) -> grpc.ServerCertificateConfiguration | None:
+    def new_server_configuration(self) -> grpc.ServerCertificateConfiguration | None:
+        """Returns the configuration when the files changed, else None; asked at each handshake."""
+        return self.server_configuration() if self._look() else None
+
+    def _look(self) -> bool:
         try:
             stamp = self._modified()
-            if stamp == self._stamp:
-                return None
-            configuration = self.current()
+            if stamp in (self._stamp, self._rejected):
+                return False
+            content = self._read()
         except OSError:
-            # The files are being replaced; the old certificate serves until the next handshake.
-            log.warning("certificate_unreadable", certificate=str(self._settings.certificate_file))
-            return None
-        self._stamp = stamp
-        log.info("certificate_rotated", certificate=str(self._settings.certificate_file))
-        return configuration
+            return False  # a file is being replaced; the next look finds it
+        except ValueError:
+            self._rejected = stamp
+            log.warning("certificate_not_taken_over", certificate=str(self._paths[0]))
+            return False
+        self._stamp, self._content = stamp, content
+        log.info("certificate_rotated", certificate=str(self._paths[0]))
+        return True
 
     def _modified(self) -> tuple[int, ...]:
-        files = (
-            self._settings.certificate_file,
-            self._settings.key_file,
-            self._settings.authority_file,
-        )
-        return tuple(path.stat().st_mtime_ns for path in files if path is not None)
+        states = [path.stat() for path in self._paths]
+        # A file of the same age can still be another one.
+        return tuple(number for state in states for number in (state.st_mtime_ns, state.st_ino))
+
+    def _read(self) -> tuple[bytes, bytes, bytes]:
+        certificate, key, authority = (path.read_bytes() for path in self._paths)
+        _require_match(certificate, key)
+        x509.load_pem_x509_certificates(authority)
+        return certificate, key, authority
+
+
+def _require_match(certificate: bytes, key: bytes) -> None:
+    leaf = x509.load_pem_x509_certificates(certificate)[0]
+    try:
+        private = load_pem_private_key(key, password=None)
+    except (TypeError, UnsupportedAlgorithm):
+        raise ValueError("the key is encrypted or of an unknown kind") from None
+    if _public_bytes(leaf.public_key()) != _public_bytes(private.public_key()):
+        raise ValueError("the key is not the certificate's")
+
+
+def _public_bytes(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def host_of(address: str) -> str:
@@ -141,7 +201,9 @@ def host_of(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `host:port` names this machine alone."""
+    """Whether `host:port` (or a gRPC name of one) is reached on this machine alone."""
+    for scheme in ("dns:///", "ipv4:", "ipv6:"):
+        address = address.removeprefix(scheme)
     if address.startswith("unix:"):
         return True
     host = host_of(address)

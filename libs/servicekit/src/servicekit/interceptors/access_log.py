@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Any
 
 import structlog
 
 from servicekit.clock import Clock
-from servicekit.interceptors.call import Call
+from servicekit.interceptors.call import Call, Proceed
 
 __all__ = ["AccessLogInterceptor"]
 
@@ -24,11 +23,10 @@ class AccessLogInterceptor:
         self._clock = clock
         self._log_all = log_all
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Logs the call when it has ended."""
         try:
-            yield
+            return await proceed(call)
         finally:
             if self._log_all or call.code not in _QUIET:
                 log.info(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from servicekit.caller import LOOPBACK_CALLER, Caller, parse_identity, set_current_caller
+from servicekit.caller import (
+    ANONYMOUS_CALLER,
+    LOOPBACK_CALLER,
+    Caller,
+    parse_identity,
+    set_current_caller,
+)
 from servicekit.errors import PermissionDenied, Unauthenticated
-from servicekit.interceptors.call import Call
+from servicekit.interceptors.call import Call, Proceed
 from servicekit.method_policies import Role
 
 __all__ = ["AuthorisationInterceptor"]
 
 _OPEN_TO_ALL = "/grpc.health.v1.Health/"
+# Only the URI SAN counts: whoever may choose a common name or a DNS name may not choose a role.
+# gRPC sets this property when the certificate has exactly one URI SAN and that is a SPIFFE ID.
+_IDENTITY_PROPERTY = "peer_spiffe_id"
 
 
 class AuthorisationInterceptor:
@@ -24,40 +33,38 @@ class AuthorisationInterceptor:
     def __init__(self, *, mutual_tls: bool) -> None:
         self._mutual_tls = mutual_tls
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Refuses callers without an identity or without a right."""
-        call.caller = self._identify(call)
+        if self._mutual_tls:
+            call.caller = _caller_of(call.context.auth_context() or {})
+            _check(call)
+        else:
+            call.caller = LOOPBACK_CALLER
         set_current_caller(call.caller)
-        yield
-
-    def _identify(self, call: Call) -> Caller:
-        if not self._mutual_tls:
-            return LOOPBACK_CALLER
-        caller = _caller_of(call)
-        if call.path.startswith(_OPEN_TO_ALL):
-            return caller or LOOPBACK_CALLER
-        if caller is None:
-            raise Unauthenticated(
-                "The client certificate carries no identity of this suite; it needs a URI subject "
-                "alternative name spiffe://gamekeeper/<role>/<name>."
-            )
-        allowed = call.declaration.allowed_roles if call.declaration else {Role.OPERATOR}
-        if caller.role not in allowed:
-            raise PermissionDenied(
-                f"{caller.identity} may not call {call.path}; allowed are "
-                + ", ".join(sorted(role.value for role in allowed))
-                + ".",
-                metadata={"identity": caller.identity, "method": call.path},
-            )
-        return caller
+        return await proceed(call)
 
 
-def _caller_of(call: Call) -> Caller | None:
-    properties = call.context.auth_context() or {}
-    for values in properties.values():
-        for value in values:
-            caller = parse_identity(value.decode("utf-8", "replace"))
-            if caller is not None:
-                return caller
-    return None
+def _check(call: Call) -> None:
+    if call.path.startswith(_OPEN_TO_ALL):
+        return
+    caller = call.caller
+    if not caller.authenticated:
+        raise Unauthenticated(
+            "The client certificate carries no identity of this suite; it needs one URI subject "
+            "alternative name, spiffe://gamekeeper/<role>/<name>."
+        )
+    allowed = call.declaration.allowed_roles if call.declaration else {Role.OPERATOR}
+    if caller.role not in allowed:
+        raise PermissionDenied(
+            f"{caller.identity} may not call {call.path}; allowed are "
+            + ", ".join(sorted(role.value for role in allowed))
+            + ".",
+            metadata={"identity": caller.identity, "method": call.path},
+        )
+
+
+def _caller_of(properties: Mapping[str, Iterable[bytes]]) -> Caller:
+    identities = list(properties.get(_IDENTITY_PROPERTY, ()))
+    if len(identities) != 1:
+        return ANONYMOUS_CALLER
+    return parse_identity(identities[0].decode("utf-8", "replace")) or ANONYMOUS_CALLER

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc.aio
 
-from servicekit.caller import LOOPBACK_CALLER, Caller
+from servicekit.caller import ANONYMOUS_CALLER, Caller
 from servicekit.method_policies import MethodDeclaration
 
-__all__ = ["Call", "Interceptor"]
+__all__ = ["Call", "Interceptor", "Proceed"]
 
 
 @dataclass(slots=True, eq=False)
@@ -23,37 +22,46 @@ class Call:
     Attributes:
         path: `/package.Service/Method`.
         declaration: the method's policy; None for health and reflection, which are not ours.
+        request: the request as bytes, or an iterator of them.
         context: the gRPC context.
         metadata: the caller's metadata; of repeated keys the last.
         started: monotonic seconds when the call came in.
+        task: the task that runs the handler.
         caller: who calls; set by authorisation.
         code: name of the final status, `OK` until something fails.
         reason: the error's reason, empty while there is none.
-        task: the task that runs the handler.
-        in_handler: whether the task is inside our code, where it may be cancelled, rather than in
-            gRPC's.
+        interruptible: whether the handler runs, so that the task may be cancelled; afterwards the
+            status is on its way and must not be.
+        answering: whether the response's headers were sent.
         ended_by_server: set when the server ends the call to shut down.
     """
 
     path: str
     declaration: MethodDeclaration | None
+    request: Any
     context: grpc.aio.ServicerContext[Any, Any]
     metadata: Mapping[str, str | bytes]
     started: float
     task: asyncio.Task[Any]
-    caller: Caller = LOOPBACK_CALLER
+    caller: Caller = ANONYMOUS_CALLER
     code: str = "OK"
     reason: str = ""
-    in_handler: bool = True
+    interruptible: bool = True
+    answering: bool = False
     ended_by_server: bool = False
+
+
+Proceed: TypeAlias = Callable[[Call], Awaitable[Any]]
+"""Runs the rest of a call: the interceptors further in, then the handler."""
 
 
 class Interceptor(Protocol):
     """Something that stands around every call."""
 
-    def around(self, call: Call) -> AbstractAsyncContextManager[None]:
-        """Returns what to enter before the handler runs and to leave after it.
+    async def intercept(self, call: Call, proceed: Proceed) -> Any:
+        """Returns what `proceed(call)` returns, or raises a ServiceError to refuse the call.
 
-        Entering may raise a ServiceError to refuse the call; leaving sees whatever was raised.
+        A streamed call has ended, with all its messages sent, when `proceed` returns; whatever was
+        raised while the stream was iterated comes out of it.
         """
         ...

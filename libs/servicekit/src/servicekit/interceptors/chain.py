@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
@@ -12,7 +13,7 @@ import grpc.aio
 
 from servicekit.clock import Clock
 from servicekit.errors import InvalidRequest, ShuttingDown
-from servicekit.interceptors.call import Call, Interceptor
+from servicekit.interceptors.call import Call, Interceptor, Proceed
 from servicekit.interceptors.validation import RequestValidator
 from servicekit.method_policies import DeadlineClass, MethodDeclaration
 
@@ -26,6 +27,11 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
 
     One composed interceptor costs a fraction of seven stacked ones, and the order stands in one
     place: where this class is constructed.
+
+    Streamed responses are written here, by the task that runs the handler, instead of being yielded
+    to gRPC. So a cancellation, a deadline or an error always strikes inside the interceptors, also
+    while a message waits for a slow reader, and the handler's generator is closed by its own task
+    at once rather than by the garbage collector.
     """
 
     def __init__(
@@ -62,33 +68,59 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
         """Ends all long-lived streams with UNAVAILABLE, so that clients resume elsewhere."""
         self._ending_streams = True
         for call in tuple(self._streams):
-            call.ended_by_server = True
-            if call.in_handler:
+            if call.interruptible and not call.ended_by_server:
+                call.ended_by_server = True
                 call.task.cancel()
 
     def _wrap(self, path: str, handler: Any) -> Handler:
-        declaration = self._declarations.get(path)
         # Messages are decoded here rather than by gRPC, whose own failure would show Python text.
         decode = self._decoder(handler.request_deserializer)
+        serialize = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._respond_streaming(path, declaration, handler.stream_stream, decode, True),
-                response_serializer=handler.response_serializer,
+                self._behaviour(path, _streaming(handler.stream_stream, decode, _decoded)),
+                response_serializer=serialize,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._respond_streaming(path, declaration, handler.unary_stream, decode, False),
-                response_serializer=handler.response_serializer,
+                self._behaviour(path, _streaming(handler.unary_stream, decode, _decoded_once)),
+                response_serializer=serialize,
             )
         if handler.request_streaming:
             return grpc.stream_unary_rpc_method_handler(
-                self._respond_once(path, declaration, handler.stream_unary, decode, True),
-                response_serializer=handler.response_serializer,
+                self._behaviour(path, _single(handler.stream_unary, decode, _decoded)),
+                response_serializer=serialize,
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._respond_once(path, declaration, handler.unary_unary, decode, False),
-            response_serializer=handler.response_serializer,
+            self._behaviour(path, _single(handler.unary_unary, decode, _decoded_once)),
+            response_serializer=serialize,
         )
+
+    def _behaviour(self, path: str, handle: Proceed) -> Callable[..., Awaitable[Any]]:
+        declaration = self._declarations.get(path)
+        proceed: Proceed = _until_answered(handle)
+        for interceptor in reversed(self._interceptors):
+            proceed = functools.partial(interceptor.intercept, proceed=proceed)
+        clock = self._clock
+
+        async def respond(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            return await proceed(_begin(path, declaration, request, context, clock))
+
+        if declaration is None or declaration.deadline_class is not DeadlineClass.STREAM:
+            return respond
+
+        async def respond_with_stream(
+            request: Any, context: grpc.aio.ServicerContext[Any, Any]
+        ) -> Any:
+            call = _begin(path, declaration, request, context, clock)
+            self._streams.add(call)
+            call.ended_by_server = self._ending_streams
+            try:
+                return await proceed(call)
+            finally:
+                self._streams.discard(call)
+
+        return respond_with_stream
 
     def _decoder(self, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
         def decode(message: bytes) -> Any:
@@ -106,85 +138,89 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
 
         return decode
 
-    def _respond_once(
-        self,
-        path: str,
-        declaration: MethodDeclaration | None,
-        behaviour: Callable[..., Any],
-        decode: Callable[[bytes], Any],
-        streams_requests: bool,
-    ) -> Callable[..., Awaitable[Any]]:
-        async def respond(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            call = self._begin(path, declaration, context)
-            async with AsyncExitStack() as stack:
-                for interceptor in self._interceptors:
-                    await stack.enter_async_context(interceptor.around(call))
-                decoded = _decoded(request, decode) if streams_requests else decode(request)
-                return await behaviour(decoded, context)
 
-        return respond
+def _until_answered(handle: Proceed) -> Proceed:
+    async def run(call: Call) -> Any:
+        if call.ended_by_server:  # it came in while the server was already ending streams
+            raise ShuttingDown("This server is shutting down; open the stream again.")
+        try:
+            return await handle(call)
+        finally:
+            call.interruptible = False
 
-    def _respond_streaming(
-        self,
-        path: str,
-        declaration: MethodDeclaration | None,
-        behaviour: Callable[..., Any],
-        decode: Callable[[bytes], Any],
-        streams_requests: bool,
-    ) -> Callable[..., AsyncIterator[Any]]:
-        long_lived = declaration is not None and declaration.deadline_class is DeadlineClass.STREAM
+    return run
 
-        async def respond(
-            request: Any, context: grpc.aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Any]:
-            call = self._begin(path, declaration, context)
-            if long_lived:
-                self._streams.add(call)
-            try:
-                async with AsyncExitStack() as stack:
-                    for interceptor in self._interceptors:
-                        await stack.enter_async_context(interceptor.around(call))
-                    if long_lived and self._ending_streams:
-                        raise ShuttingDown("This server is shutting down; open the stream again.")
-                    decoded = _decoded(request, decode) if streams_requests else decode(request)
-                    responses = behaviour(decoded, context)
-                    if not hasattr(responses, "__aiter__"):
-                        await responses  # a handler in the style that calls context.write itself
-                        return
-                    stack.push_async_callback(responses.aclose)
-                    # The yield stands inside the `async with`, so that an error raised while the
-                    # stream is iterated passes through every interceptor like any other.
-                    async for response in responses:
-                        call.in_handler = False
-                        yield response
-                        call.in_handler = True
-                        if call.ended_by_server:
-                            raise ShuttingDown(
-                                "This server is shutting down; open the stream again."
-                            )
-            finally:
-                self._streams.discard(call)
 
-        return respond
+def _single(
+    behaviour: Callable[..., Any],
+    decode: Callable[[bytes], Any],
+    read: Callable[[Any, Callable[[bytes], Any]], Any],
+) -> Proceed:
+    async def handle(call: Call) -> Any:
+        return await behaviour(read(call.request, decode), call.context)
 
-    def _begin(
-        self,
-        path: str,
-        declaration: MethodDeclaration | None,
-        context: grpc.aio.ServicerContext[Any, Any],
-    ) -> Call:
-        task = asyncio.current_task()
-        if task is None:  # gRPC runs every handler in a task of its own
-            raise RuntimeError("an RPC handler ran outside a task")
-        metadata = {str(key): value for key, value in context.invocation_metadata() or ()}
-        return Call(
-            path=path,
-            declaration=declaration,
-            context=context,
-            metadata=metadata,
-            started=self._clock.monotonic(),
-            task=task,
-        )
+    return handle
+
+
+def _streaming(
+    behaviour: Callable[..., Any],
+    decode: Callable[[bytes], Any],
+    read: Callable[[Any, Callable[[bytes], Any]], Any],
+) -> Proceed:
+    async def handle(call: Call) -> None:
+        responses = behaviour(read(call.request, decode), call.context)
+        if not hasattr(responses, "__aiter__"):
+            await responses  # a handler in the style that calls context.write itself
+            return
+        async with aclosing(responses):
+            async for response in responses:
+                await _write(call, response)
+
+    return handle
+
+
+async def _write(call: Call, response: Any) -> None:
+    try:
+        if not call.answering:
+            call.answering = True
+            await _send_headers(call)
+        await call.context.write(response)
+    except grpc.aio.InternalError:
+        # The connection is gone; gRPC's own cancellation of this task is about to come.
+        raise asyncio.CancelledError from None
+
+
+async def _send_headers(call: Call) -> None:
+    """Sends the response's headers, whole even when the call is cancelled meanwhile.
+
+    gRPC would send them with the first message and forget it when that is interrupted; then it
+    would send them again with the final status, which fails, and the status with it. Unlike a
+    message they never wait for the reader.
+    """
+    sending = asyncio.ensure_future(call.context.send_initial_metadata(()))
+    try:
+        await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        await asyncio.wait({sending})
+        raise
+
+
+def _begin(
+    path: str,
+    declaration: MethodDeclaration | None,
+    request: Any,
+    context: grpc.aio.ServicerContext[Any, Any],
+    clock: Clock,
+) -> Call:
+    task = asyncio.current_task()
+    if task is None:  # gRPC runs every handler in a task of its own
+        raise RuntimeError("an RPC handler ran outside a task")
+    metadata = dict(context.invocation_metadata() or ())
+    return Call(path, declaration, request, context, metadata, clock.monotonic(), task)
+
+
+def _decoded_once(request: bytes, decode: Callable[[bytes], Any]) -> Any:
+    return decode(request)
 
 
 async def _decoded(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Any
 
 from servicekit.errors import DeadlineExceeded, Unavailable
-from servicekit.interceptors.call import Call
+from servicekit.interceptors.call import Call, Proceed
 from servicekit.method_policies import DeadlineClass
 
 __all__ = ["DeadlineInterceptor", "StreamExpired"]
@@ -23,24 +22,23 @@ class StreamExpired(Unavailable):
 class DeadlineInterceptor:
     """Refuses expired calls and ends those that outlast their deadline class."""
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Runs the call within its deadline."""
         if call.declaration is None:
-            yield
-            return
+            return await proceed(call)
         remaining = call.context.time_remaining()
         if remaining is not None and remaining <= 0:
             raise DeadlineExceeded("The deadline had passed before the call arrived.")
         longest = call.declaration.deadline_seconds
         if remaining is not None and remaining <= longest:
             # gRPC itself cancels the handler at the caller's own deadline.
-            yield
-            return
+            return await proceed(call)
         try:
-            async with asyncio.timeout(longest):
-                yield
+            async with asyncio.timeout(longest) as limit:
+                return await proceed(call)
         except TimeoutError:
+            if not limit.expired():
+                raise  # a timeout inside the handler, not ours
             if call.declaration.deadline_class is DeadlineClass.STREAM:
                 raise StreamExpired(
                     f"The stream reached its greatest age of {longest:.0f} s; resume it."

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
 import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from servicekit.errors import DeadlineExceeded, Internal, ServiceError, ShuttingDown
-from servicekit.interceptors.call import Call
+from servicekit.interceptors.call import Call, Proceed
 
 __all__ = ["ERROR_DOMAIN", "ErrorInterceptor", "status_of"]
 
 ERROR_DOMAIN = "gamekeeper"
 """The domain in every `google.rpc.ErrorInfo` of the suite."""
 
-_MAXIMUM_MESSAGE_CHARACTERS = 1000
+# Statuses travel in the trailers, and clients take 8 KiB of metadata (the message goes twice,
+# once percent-encoded). A status too large would reach the caller as a puzzling transport error.
+_MAXIMUM_ENCODED_MESSAGE_BYTES = 1500
+_MAXIMUM_DETAILS_BYTES = 3000
+_STATUS_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -30,61 +34,103 @@ log = structlog.get_logger(__name__)
 class ErrorInterceptor:
     """Maps exceptions to gRPC statuses.
 
-    A ServiceError keeps its code, reason and message. A timeout becomes DEADLINE_EXCEEDED. Anything
-    else is logged with its traceback and becomes INTERNAL without a word of it.
+    A ServiceError keeps its code, reason and message, also out of an exception group. A timeout
+    becomes DEADLINE_EXCEEDED. Anything else is logged with its traceback and becomes INTERNAL
+    without a word of it.
     """
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Maps what is raised inside."""
         try:
-            yield
+            return await proceed(call)
         except ServiceError as error:
-            await self._abort(call, error)
+            await _abort(call, error)
         except TimeoutError:
-            await self._abort(call, DeadlineExceeded("The call took longer than its deadline."))
+            await _abort(call, DeadlineExceeded("The call took longer than its deadline."))
         except asyncio.CancelledError:
             if not call.ended_by_server:
-                call.code, call.reason = "CANCELLED", "CLIENT_CANCELLED"
+                _note_cancellation(call)
                 raise
             # The server itself cancelled the handler to end the stream; this is its farewell.
             call.task.uncancel()
-            await self._abort(
-                call, ShuttingDown("This server is shutting down; open the stream again.")
-            )
+            await _abort(call, ShuttingDown("This server is shutting down; open the stream again."))
         except grpc.aio.AbortError:
             # Health and reflection abort by themselves; their status stands.
             call.code = _code_name(call.context.code())
             raise
+        except ExceptionGroup as group:
+            # A handler's TaskGroup wraps what its tasks raise.
+            known = _only_service_error(group)
+            if known is None:
+                log.exception("rpc_failed", method=call.path)
+            await _abort(call, known or _unexpected())
         except Exception:  # the border of the process: nothing may pass it unmapped
             log.exception("rpc_failed", method=call.path)
-            await self._abort(call, Internal("Something went wrong in the service; it was logged."))
+            await _abort(call, _unexpected())
 
-    async def _abort(self, call: Call, error: ServiceError) -> None:
-        call.code, call.reason = error.code.name, error.reason
-        # abort() is used with the encoded status because grpc.aio has no abort_with_status.
-        status = rpc_status.to_status(status_of(error))
-        await call.context.abort(status.code, status.details, status.trailing_metadata)
+
+async def _abort(call: Call, error: ServiceError) -> None:
+    call.interruptible = False
+    call.code, call.reason = error.code.name, error.reason
+    # abort() is used with the encoded status because grpc.aio has no abort_with_status.
+    status = rpc_status.to_status(status_of(error))
+    try:
+        # A peer that does not read its stream must not keep the task for ever.
+        async with asyncio.timeout(_STATUS_SECONDS):
+            await call.context.abort(status.code, status.details, status.trailing_metadata)
+    except TimeoutError:
+        log.warning("status_not_read", method=call.path, peer=call.context.peer())
+        raise asyncio.CancelledError from None
+
+
+def _note_cancellation(call: Call) -> None:
+    remaining = call.context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        call.code, call.reason = "DEADLINE_EXCEEDED", "CLIENT_DEADLINE_EXCEEDED"
+    else:
+        call.code, call.reason = "CANCELLED", "CLIENT_CANCELLED"
+
+
+def _only_service_error(group: ExceptionGroup[Exception]) -> ServiceError | None:
+    known, others = group.split(ServiceError)
+    if known is None or others is not None:
+        return None
+    first: BaseException = known
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first if isinstance(first, ServiceError) else None
+
+
+def _unexpected() -> Internal:
+    return Internal("Something went wrong in the service; it was logged.")
 
 
 def status_of(error: ServiceError) -> status_pb2.Status:
-    """Returns `error` as the google.rpc.Status that travels in the trailers."""
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=ERROR_DOMAIN, metadata=dict(error.metadata)
-        )
-    ]
-    if error.field_violations:
-        details.append(
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=violation.field, description=violation.description
-                    )
-                    for violation in error.field_violations
-                ]
+    """Returns `error` as the google.rpc.Status that travels in the trailers.
+
+    What does not fit into the trailers is left out: the end of the message, the last violations,
+    metadata that alone exceeds the room.
+    """
+    room = _MAXIMUM_DETAILS_BYTES
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)
+    for key, value in error.metadata.items():
+        room -= len(key.encode()) + len(value.encode()) + 8
+        if room < 0:
+            break
+        info.metadata[key] = value
+    details: list[Message] = [info]
+    violations = []
+    for violation in error.field_violations:
+        room -= len(violation.field.encode()) + len(violation.description.encode()) + 8
+        if room < 0:
+            break
+        violations.append(
+            error_details_pb2.BadRequest.FieldViolation(
+                field=violation.field, description=violation.description
             )
         )
+    if violations:
+        details.append(error_details_pb2.BadRequest(field_violations=violations))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(max(0, round(error.retry_after_seconds * 1000)))
@@ -95,10 +141,15 @@ def status_of(error: ServiceError) -> status_pb2.Status:
         holder.Pack(detail)
         packed.append(holder)
     return status_pb2.Status(
-        code=code_pb2.Code.Value(error.code.name),
-        message=error.message[:_MAXIMUM_MESSAGE_CHARACTERS],
-        details=packed,
+        code=error.code.value, message=_shortened(error.message), details=packed
     )
+
+
+def _shortened(message: str) -> str:
+    message = message[:_MAXIMUM_ENCODED_MESSAGE_BYTES]
+    while len(quote(message, safe=" ")) > _MAXIMUM_ENCODED_MESSAGE_BYTES:
+        message = message[: len(message) * 3 // 4]
+    return message
 
 
 def _code_name(code: object) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from typing import Any
 
 from servicekit.errors import Overloaded
-from servicekit.interceptors.call import Call
+from servicekit.interceptors.call import Call, Proceed
 from servicekit.method_policies import DeadlineClass
 
 __all__ = ["LimitInterceptor"]
@@ -22,12 +21,10 @@ class LimitInterceptor:
         self._maximum = {False: maximum_calls, True: maximum_streams}
         self._running = {False: 0, True: 0}
 
-    @asynccontextmanager
-    async def around(self, call: Call) -> AsyncIterator[None]:
+    async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Refuses the call when the server is full."""
         if call.declaration is None:
-            yield
-            return
+            return await proceed(call)
         is_stream = call.declaration.deadline_class is DeadlineClass.STREAM
         if self._running[is_stream] >= self._maximum[is_stream]:
             kind = "streams" if is_stream else "calls"
@@ -37,6 +34,6 @@ class LimitInterceptor:
             )
         self._running[is_stream] += 1
         try:
-            yield
+            return await proceed(call)
         finally:
             self._running[is_stream] -= 1
