@@ -105,5 +105,5 @@ def test_the_feed_comes_out_as_it_went_in():
 
 @pytest.mark.parametrize("line", ["", "{}", '{"type":"dance"}', '{"type":"sample"}', "[1]"])
 def test_a_line_that_is_not_the_games_is_refused(line):
-    with pytest.raises(ValueError, match="line|JSON|Expecting"):
+    with pytest.raises(ValueError, match=r"line|JSON|Expecting"):
         parse_line(line)

@@ -92,10 +92,14 @@ async def test_a_component_that_ends_is_told_and_started_again():
 async def test_a_component_that_keeps_ending_ends_the_run():
     component = FakeComponent("service", [], failing_starts={2, 3, 4, 5})
     supervisor, events = supervisor_with((component, ()))
-    with pytest.raises(ComponentLostError, match="ended 3 times"):
+
+    async def run() -> None:
         async with supervisor.running():
             component.end.set()
             await asyncio.Event().wait()
+
+    with pytest.raises(ComponentLostError, match="ended 3 times"):
+        await run()
     assert events[-1].state is ComponentState.GIVEN_UP
     assert component.diary[-1] == "stop service"
 

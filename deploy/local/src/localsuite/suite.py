@@ -15,7 +15,6 @@ import grpc
 import structlog
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from gamekeeper.lore import DocumentTooLargeError, ingest_directory
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc
@@ -258,16 +257,14 @@ class Suite:
 
     def _say_lost(self, error: ComponentLostError) -> None:
         self._console.print(f"\n[bold red]{escape(str(error))}[/bold red]")
-        table = Table.grid()
-        for line in error.ending.log_lines:
-            table.add_row(escape(line))
-        self._console.print(table)
+        self._say_log(error.ending.log_lines)
         log = self._data.logs / f"{error.component}.log"
         if log.exists():
             self._console.print(f"more in {log}", soft_wrap=True)
 
     def _hear_supervisor(self, event: SupervisionEvent) -> None:
-        if event.state is ComponentState.STARTING:
+        if event.state in {ComponentState.STARTING, ComponentState.GIVEN_UP}:
+            # A component that is given up ends the run, and the end tells of it.
             return
         if event.state is not ComponentState.HEALTHY or self._picture.evening_began is not None:
             self._view.remark(self._picture.remark("service", f"{event.component} {event.message}"))
@@ -277,9 +274,14 @@ class Suite:
         if starting or self._live:
             mark = _STATE_MARKS.get(event.state, " ")
             self._console.print(
-                f"{mark} {event.component:<15} {escape(event.message)}", highlight=False
+                f"{mark} {event.component:<15} {escape(event.message)}",
+                highlight=False,
+                soft_wrap=True,
             )
-        for line in event.log_lines:
+        self._say_log(event.log_lines)
+
+    def _say_log(self, lines: tuple[str, ...]) -> None:
+        for line in lines:
             self._console.print(f"    [dim]{escape(line)}[/dim]", highlight=False, soft_wrap=True)
 
     def _addresses(self) -> dict[str, object]:

@@ -15,6 +15,7 @@ import structlog
 import uvloop
 
 from fleetsim.players import PlayerCurve
+from gamekeeper.addresses import Addresses
 from gaming.ai_router.v1 import ai_router_pb2_grpc
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from localsuite.game.feed import Feed
@@ -54,6 +55,14 @@ class GameSettings:
         help="how often a player's game asks for text; the figure that decides the bill",
     )
 
+    def addresses(self) -> Addresses:
+        """The services as the SDK wants them."""
+        return Addresses(
+            autoscaler=self.autoscaler,
+            ai_router=self.router,
+            knowledge_base=self.knowledge_base,
+        )
+
 
 async def play(settings: GameSettings, feed: Feed) -> None:
     """Plays the evening and returns once the last request's fate is known."""
@@ -72,7 +81,14 @@ async def play(settings: GameSettings, feed: Feed) -> None:
                 background.create_task(_sample(traffic, curve, started, feed)),
                 background.create_task(_report_players(autoscaler, curve, started)),
             ]
-            story = background.create_task(tell_story(settings, curve, started, feed))
+            story = background.create_task(
+                tell_story(
+                    settings.addresses(),
+                    duration_seconds=settings.duration_seconds,
+                    started=started,
+                    hear=feed.story,
+                )
+            )
             async with traffic.open():
                 await _send_all(traffic, curve, settings, started)
             await story

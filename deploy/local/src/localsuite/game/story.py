@@ -1,5 +1,123 @@
-"""A storyteller's evening."""
+"""A storyteller's evening: one player's tale, told through the SDK, remembered by the suite.
+
+The later turns come back to what the earlier ones did, so what the storyteller recalls can be seen
+to be right. The world is kept: the next evening remembers this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import structlog
+
+from gamekeeper.addresses import Addresses
+from gamekeeper.call_errors import CallFailed
+from gamekeeper.client import GamekeeperClient
+from gamekeeper.story_context import Citation, StoryContext
+from gamekeeper.storyteller import ContextReady, Storyteller, StorytellerPolicy
+from gamekeeper.storyteller import StoryTurn as ToldTurn
+from gaming.common.v1 import tier_pb2
+from localsuite.game.feed import StoryTurn
+
+__all__ = ["PLAYER", "WORLD_NAME", "tell_story"]
+
+log = structlog.get_logger(__name__)
+
+WORLD_NAME = "An evening at Middlestile"
+PLAYER = "Ansa"
+
+# What the player does, in order; later lines ask for what earlier ones left behind.
+_ACTIONS = (
+    "I leave my grandmother's brass thimble on the sill and step across with the dawn hinge.",
+    "I ask the stile-keeper who sweeps the sill, and give my name as Ansa.",
+    "I lend the warmth of my lantern to the other side until the next dusk.",
+    "I promise Oreld the cooper that I will bring back his empty cask before the nine is over.",
+    "My hands are cold. What have I lent, and when does it come home?",
+    "I search my pockets: what did I leave on the sill this morning?",
+    "I meet the cooper again. What had I promised him?",
+    "Before I sleep I tell my brother everything that happened today.",
+)
+# The evening's share that has passed when the first and the last turn begin.
+_FIRST_SHARE, _LAST_SHARE = 0.06, 0.86
+_TURN_SECONDS = 20.0
+_SHOWN_CHARACTERS = 240
 
 
-async def tell_story(*args):
-    return None
+async def tell_story(
+    addresses: Addresses,
+    *,
+    duration_seconds: float,
+    started: float,
+    hear: Callable[[StoryTurn], None],
+) -> None:
+    """Tells the evening's turns at their times; a turn that fails is told as such and passed over.
+
+    `started` is the evening's beginning on the monotonic clock.
+    """
+    policy = StorytellerPolicy(
+        tier=tier_pb2.TIER_SILVER,
+        max_output_tokens=90,
+        context_tokens=700,
+        turn_seconds=_TURN_SECONDS,
+    )
+    async with GamekeeperClient.open(addresses, environ={}) as client:
+        storyteller: Storyteller | None = None
+        ours: set[str] = set()
+        for number, action in enumerate(_ACTIONS):
+            share = _FIRST_SHARE + (_LAST_SHARE - _FIRST_SHARE) * number / (len(_ACTIONS) - 1)
+            begins = started + share * duration_seconds
+            await asyncio.sleep(max(0.0, begins - time.monotonic()))
+            try:
+                if storyteller is None:
+                    world = await client.ensure_world(
+                        WORLD_NAME, "What befell Ansa, as the local suite tells it."
+                    )
+                    storyteller = client.storyteller(world.world_id, policy)
+                hear(await _turn(storyteller, number + 1, action, ours))
+            except CallFailed as error:
+                log.warning("story_turn_failed", turn=number + 1, reason=str(error))
+                hear(_failed(number + 1, action, str(error)))
+
+
+async def _turn(storyteller: Storyteller, number: int, action: str, ours: set[str]) -> StoryTurn:
+    began = time.monotonic()
+    context = StoryContext()
+    told: ToldTurn | None = None
+    async for step in storyteller.stream(action, player=PLAYER):
+        if isinstance(step, ContextReady):
+            context = step.context
+        elif isinstance(step, ToldTurn):
+            told = step
+    if told is None:
+        return _failed(number, action, "the narrator ended without an end")
+    remembered = (*context.recalled, *context.recent)
+    from_this_evening = sum(citation.source in ours for citation in remembered)
+    ours.update(told.event_ids)
+    return StoryTurn(
+        turn=number,
+        player=action,
+        recalled=tuple(_shown(citation) for citation in remembered),
+        recalled_from_this_evening=from_this_evening,
+        recalled_from_before=len(remembered) - from_this_evening,
+        citations=tuple(citation.source for citation in context.lore),
+        told=_short(told.text),
+        seconds=round(time.monotonic() - began, 3),
+        error="; ".join(loss.value for loss in told.degradations),
+    )
+
+
+def _failed(number: int, action: str, error: str) -> StoryTurn:
+    return StoryTurn(number, action, (), 0, 0, (), "", 0.0, error)
+
+
+def _shown(citation: Citation) -> str:
+    return _short(citation.text)
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    if len(flat) <= _SHOWN_CHARACTERS:
+        return flat
+    return flat[:_SHOWN_CHARACTERS].rsplit(" ", 1)[0] + " ..."

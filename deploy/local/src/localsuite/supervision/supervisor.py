@@ -156,11 +156,11 @@ class Supervisor:
                 history = history.ended(time.monotonic())
                 if history.hopeless:
                     message = (
-                        f"{component.name} ended {len(history.ends)} times within "
+                        f"ended {len(history.ends)} times within "
                         f"{self._policy.window_seconds:.0f} s, last it {ending.how}"
                     )
                     self._change(supervised, ComponentState.GIVEN_UP, message, ending.log_lines)
-                    raise ComponentLostError(component.name, message, ending)
+                    raise ComponentLostError(component.name, f"{component.name} {message}", ending)
                 delay = history.delay_seconds
                 message = f"{ending.how}; restart in {delay:g} s"
                 self._change(supervised, ComponentState.DOWN, message, ending.log_lines)

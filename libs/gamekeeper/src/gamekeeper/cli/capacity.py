@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from gamekeeper.cli.failures import EXIT_USAGE
@@ -82,8 +83,8 @@ def tiers(
             ),
             milliseconds(router.time_per_token_p95, known=router.HasField("time_per_token_p95")),
             f"{tier.cost_usd_per_hour:.2f}",
-            _override_words(tier.override) if tier.HasField("override") else "-",
-            tier.last_decision.summary or "-",
+            escape(_override_words(tier.override)) if tier.HasField("override") else "-",
+            escape(tier.last_decision.summary) or "-",
         )
     session.console.print(table)
 
@@ -209,7 +210,9 @@ def override_set(
         "autoscaler",
         "SetOverride",
         request,
-        lambda answer: session.console.print(f"{tier.value}: {_override_words(answer.override)}"),
+        lambda answer: session.console.print(
+            f"{tier.value}: {_override_words(answer.override)}", markup=False, soft_wrap=True
+        ),
     )
 
 
@@ -234,7 +237,7 @@ def override_clear(
 
     def render(answer: autoscaler_pb2.ClearOverrideResponse) -> None:
         ended = _override_words(answer.cleared) if answer.HasField("cleared") else "nothing"
-        session.console.print(f"{tier.value}: ended {ended}")
+        session.console.print(f"{tier.value}: ended {ended}", markup=False, soft_wrap=True)
 
     session.show("autoscaler", "ClearOverride", request, render)
 
@@ -276,8 +279,8 @@ def _decision_row(decision: autoscaler_pb2.Decision) -> list[str]:
         tier_label(decision.tier),
         f"{decision.previous_desired}→{decision.desired}",
         enum_words(autoscaler_pb2.DecisionRule.Name(decision.rule), "DECISION_RULE_"),
-        f"{outcome}: {decision.outcome_message}" if decision.outcome_message else outcome,
-        decision.summary,
+        escape(f"{outcome}: {decision.outcome_message}" if decision.outcome_message else outcome),
+        escape(decision.summary),
         decision.decision_id,
     ]
 
@@ -334,7 +337,9 @@ def _explain(session: Session, answer: autoscaler_pb2.ExplainDecisionResponse) -
     console.print("\n[bold]step by step[/bold]")
     steps = Table.grid(padding=(0, 2))
     for number, step in enumerate(answer.steps, start=1):
-        steps.add_row(f"  {number}.", step.title, step.detail, f"→ {step.desired_after}")
+        steps.add_row(
+            f"  {number}.", escape(step.title), escape(step.detail), f"→ {step.desired_after}"
+        )
     console.print(steps)
     if answer.counterfactuals:
         console.print("\n[bold]it would have been[/bold]")

@@ -54,8 +54,8 @@ def gpus(
         session.console.print(table)
         hosts = len(answer.fleet.hosts)
         count = sum(len(view.gpus) for view in answer.fleet.hosts)
-        simulated = any(view.host.simulated for view in answer.fleet.hosts)
-        session.console.print(f"{count} GPUs on {hosts} hosts" + ", simulated" * simulated)
+        simulated = all(view.host.simulated for view in answer.fleet.hosts)
+        session.console.print(f"GPUs: {count}, hosts: {hosts}" + ", all simulated" * simulated)
 
     session.show("gpu_metrics", "GetFleet", request, render)
 
