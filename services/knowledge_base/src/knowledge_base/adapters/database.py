@@ -15,7 +15,7 @@ from knowledge_base.domain.errors import (
     WorldNotFound,
 )
 from servicekit.errors import ServiceError
-from servicekit.postgres import database_errors, load_queries, open_pool
+from servicekit.postgres import DatabaseAway, database_errors, load_queries, open_pool
 
 __all__ = [
     "QUERIES",
@@ -68,9 +68,16 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """Lends a connection; errors inside become those of this class."""
-        with _caller_errors(), database_errors():
-            async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
-                yield connection
+        try:
+            with _caller_errors(), database_errors():
+                async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
+                    yield connection
+        except asyncpg.InternalClientError as error:
+            # asyncpg resets a connection before it has noticed that the server died during the
+            # statement, and then complains about its own state instead of the lost connection.
+            raise DatabaseAway(
+                "The connection to the database was lost; try again in a moment."
+            ) from error
 
 
 def open_database(
