@@ -1,0 +1,49 @@
+"""The collector's composition root."""
+
+import os
+import uuid
+
+from gpu_metrics.adapters.cloudwatch import CloudWatchAggregates
+from gpu_metrics.config import COLLECTOR_DEFAULT_ADDRESS, CollectorSettings
+from gpu_metrics.domain.fleet import FleetView
+from gpu_metrics.feed import FleetFeed
+from gpu_metrics.publisher import AggregatePublisher
+from gpu_metrics.servicer import registrations
+from servicekit.runtime import ServiceRuntime, run_service
+
+__all__ = ["main"]
+
+
+async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) -> None:
+    """Serve the fleet view until told to stop."""
+    view = FleetView(settings.fleet_policy())
+    feed = FleetFeed(
+        view,
+        clock=runtime.clock,
+        telemetry=runtime.telemetry,
+        epoch=uuid.uuid4().hex[:12],
+        heartbeat_seconds=settings.heartbeat_seconds,
+        maintenance_seconds=min(0.5, settings.stale_after_seconds / 10),
+    )
+    tasks = [feed.maintain]
+    if settings.cloudwatch_enabled:
+        publisher = AggregatePublisher(
+            view,
+            CloudWatchAggregates(
+                namespace=settings.cloudwatch_namespace,
+                region=settings.aws_region,
+                endpoint_url=settings.aws_endpoint_url,
+                timeout_seconds=5.0,
+            ),
+            clock=runtime.clock,
+            telemetry=runtime.telemetry,
+            interval_seconds=settings.cloudwatch_interval_seconds,
+        )
+        tasks.append(publisher.run)
+    await runtime.serve(registrations(feed, runtime.clock), settings.server, *tasks)
+
+
+def main() -> int:
+    """Run a collector with the settings of the environment and return the exit code."""
+    environ = {"GAMEKEEPER_LISTEN_ADDRESS": COLLECTOR_DEFAULT_ADDRESS, **os.environ}
+    return run_service("gpu_metrics", CollectorSettings, run_collector, environ=environ)
