@@ -3,6 +3,7 @@
 from localsuite.testing import postgres_database, postgres_server
 """
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -14,6 +15,10 @@ import pytest
 from localsuite.postgres import EmbeddedPostgres
 
 __all__ = ["postgres_database", "postgres_server"]
+
+# The server is started by fork and exec. In a process with running gRPC calls, gRPC's own fork
+# handlers can end the child before it executes anything; gRPC reads this when it is first used.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 
 @pytest.fixture(scope="session")
