@@ -5,11 +5,11 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import psutil
 
@@ -29,10 +29,21 @@ _LOG_ROTATION_BYTES = 4 * 1024 * 1024
 _LOG_EXCERPT_LINES = 12
 
 
-class _Identity(TypedDict, total=False):
-    user: int
-    group: int
-    extra_groups: Sequence[int]
+# Becomes the account, then the program. `Popen(user=...)` would fork a copy of this process first,
+# in which gRPC's threads are gone and its fork handlers run: that crashed now and then. Without
+# it, Python uses vfork, and this small interpreter changes the account in its own process.
+_AS_ACCOUNT = """
+import os, sys
+try:
+    os.setgroups([])
+    os.setgid(int(sys.argv[2]))
+    os.setuid(int(sys.argv[1]))
+    os.execv(sys.argv[3], sys.argv[3:])
+except OSError as error:
+    print(f"cannot run {sys.argv[3]} as account {sys.argv[1]}: {error}", file=sys.stderr)
+    sys.exit(126)
+"""
+_CANNOT_EXECUTE = 126
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +60,20 @@ class Programs:
         """
         try:
             result = subprocess.run(
-                [str(self.installation.program(name)), *arguments],
+                self._command(str(self.installation.program(name)), arguments),
                 env=plain_environment(),
                 cwd="/",
                 capture_output=True,
                 text=True,
                 timeout=timeout_seconds,
                 check=False,
-                **self._identity(),
             )
         except subprocess.TimeoutExpired as error:
             raise StartError(f"{name} took longer than {error.timeout:.0f} s") from error
         except OSError as error:
             raise self._cannot_execute(name, error) from error
+        if result.returncode == _CANNOT_EXECUTE:
+            raise self._cannot_execute(name, OSError(result.stderr.strip()))
         if result.returncode != 0:
             raise StartError(f"{name} failed:\n{result.stderr.strip()}")
 
@@ -75,22 +87,22 @@ class Programs:
         program = name if name.startswith("/") else str(self.installation.program(name))
         try:
             return subprocess.Popen(
-                [program, *arguments],
+                self._command(program, arguments),
                 env=plain_environment(),
                 cwd="/",
                 stdin=stdin,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                **self._identity(),
             )
         except OSError as error:
             raise self._cannot_execute(name, error) from error
 
-    def _identity(self) -> _Identity:
+    def _command(self, program: str, arguments: Sequence[str]) -> list[str]:
         if self.account is None:
-            return {}
-        return {"user": self.account.uid, "group": self.account.gid, "extra_groups": ()}
+            return [program, *arguments]
+        identity = (str(self.account.uid), str(self.account.gid))
+        return [sys.executable, "-I", "-S", "-c", _AS_ACCOUNT, *identity, program, *arguments]
 
     def _cannot_execute(self, name: str, error: OSError) -> PostgresError:
         if self.account is None:
