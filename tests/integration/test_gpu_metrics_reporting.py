@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ import aiohttp
 import grpc
 import grpc.aio
 import pytest
+from aiohttp import web
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -23,7 +25,14 @@ from gpu_metrics.adapters.collector_link import CollectorLink
 from gpu_metrics.adapters.configured_host import ConfiguredHost
 from gpu_metrics.adapters.vllm_server import ScrapedServer, VllmServer
 from gpu_metrics.agent import Agent
-from gpu_metrics.domain.readings import Host, HostReport, ModelServerReading, Tier
+from gpu_metrics.domain.readings import (
+    Host,
+    HostReport,
+    MissingReason,
+    ModelServerReading,
+    ModelServerState,
+    Tier,
+)
 from gpu_metrics.ports import ModelServerSource
 from gpu_metrics.testing import CollectorForTest, collector_for_test
 from servicekit.channels import open_channel
@@ -200,6 +209,62 @@ async def test_a_server_that_dies_is_unhealthy_and_its_figures_missing_with_a_re
     assert not sample.HasField("running_requests")
     reasons = {entry.field: entry.reason for entry in sample.missing}
     assert reasons["running_requests"] == fleet_pb2.MISSING_REASON_UNREACHABLE
+
+
+async def test_a_server_that_answers_late_now_and_then_stays_ready() -> None:
+    late = 0
+
+    async def health(_: web.Request) -> web.Response:
+        if late:
+            await asyncio.sleep(30)
+        return web.Response()
+
+    application = web.Application()
+    application.router.add_get("/health", health)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as session:
+        source = VllmServer(
+            ScrapedServer(server_id="gold-1", tier=Tier.GOLD, scrape_url=url, endpoint_url=url),
+            session,
+            clock=SystemClock(),
+            timeout_seconds=0.2,
+            patience=2,
+        )
+        assert (await source.read_server()).state is ModelServerState.READY
+        late = 1
+        readings = [await source.read_server() for _ in range(3)]
+        late = 0
+        recovered = await source.read_server()
+    await runner.cleanup()
+    assert [reading.state for reading in readings] == [
+        ModelServerState.READY,
+        ModelServerState.READY,
+        ModelServerState.UNHEALTHY,
+    ]
+    assert readings[0].running_requests is MissingReason.TIMEOUT
+    assert recovered.state is ModelServerState.READY
+
+
+async def test_of_two_agents_for_one_host_the_newer_run_counts() -> None:
+    async with collector_for_test() as collector, running_agent(collector.address, boot_id="old"):
+        await until(lambda: shows_host(collector))
+
+        async def new_run() -> bool:
+            hosts = collector.view.hosts(time.monotonic())
+            return [state.report.boot_id for state in hosts] == ["new"]
+
+        async with running_agent(collector.address, boot_id="new"):
+            await until(new_run)
+            revision = collector.view.revision
+
+            async def reported_more() -> bool:
+                return collector.view.revision > revision + 5
+
+            await until(reported_more)
+            assert await new_run()
 
 
 async def test_every_collector_gets_the_whole_view() -> None:

@@ -49,3 +49,9 @@ def test_latency_slots_serve_the_window_and_the_publication() -> None:
     assert policy.window_seconds == 30
     assert policy.retained_seconds == 120
     assert policy.slot_seconds == 2.5
+
+
+def test_a_host_cannot_expire_before_it_is_stale() -> None:
+    settings = load_settings(CollectorSettings, {"GPU_METRICS_EXPIRE_AFTER_SECONDS": "5"})
+    with pytest.raises(SettingsError, match="GPU_METRICS_EXPIRE_AFTER_SECONDS=5 is wrong"):
+        settings.fleet_policy()

@@ -7,7 +7,7 @@ from gpu_metrics.domain.fleet import FleetPolicy
 from gpu_metrics.domain.readings import PurchaseOption, Tier
 from servicekit.channels import ChannelSettings
 from servicekit.server import ServerSettings
-from servicekit.settings import setting
+from servicekit.settings import SettingsError, setting
 from servicekit.telemetry import TelemetrySettings
 
 __all__ = [
@@ -196,10 +196,19 @@ class CollectorSettings:
     )
 
     def fleet_policy(self) -> FleetPolicy:
-        """Return the view's policy; latencies are kept for the longest interval asked for."""
+        """Return the view's policy; latencies are kept for the longest interval asked for.
+
+        Raises `SettingsError` when a host would expire before it is stale.
+        """
+        if self.expire_after_seconds <= self.stale_after_seconds:
+            problem = (
+                f"GPU_METRICS_EXPIRE_AFTER_SECONDS={self.expire_after_seconds:g} is wrong: must be "
+                f"more than GPU_METRICS_STALE_AFTER_SECONDS={self.stale_after_seconds:g}"
+            )
+            raise SettingsError([problem])
         return FleetPolicy(
             stale_after_seconds=self.stale_after_seconds,
-            expire_after_seconds=max(self.expire_after_seconds, self.stale_after_seconds),
+            expire_after_seconds=self.expire_after_seconds,
             window_seconds=self.latency_window_seconds,
             retained_seconds=max(self.latency_window_seconds, self.cloudwatch_interval_seconds),
             slot_seconds=min(self.latency_window_seconds, self.cloudwatch_interval_seconds) / 12,

@@ -6,7 +6,7 @@ carries only the latest state of each changed host. Memory is bounded by the vie
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -83,6 +83,7 @@ class FleetFeed:
         self._changed = asyncio.Event()
         self._aggregates: tuple[TierAggregate, ...] = ()
         self._aggregates_of: tuple[int, int] | None = None
+        self._host_counts: tuple[tuple[float, str], ...] = ()
         self._reports = telemetry.counter(
             metric_names.REPORTS_RECEIVED, unit="1", description="reports received, by outcome"
         )
@@ -93,7 +94,8 @@ class FleetFeed:
         )
         telemetry.gauge(
             metric_names.FLEET_HOSTS,
-            self._host_counts,
+            # Read by the exporter's thread, so it gets finished figures and not the view.
+            lambda: [(count, {"freshness": name}) for count, name in self._host_counts],
             unit="1",
             description="hosts in the view, by freshness",
         )
@@ -117,7 +119,7 @@ class FleetFeed:
     async def maintain(self) -> None:
         """Mark silent hosts stale and drop expired ones, until cancelled."""
         while True:
-            self._advance()
+            self._count_hosts()
             await self._clock.sleep(self._maintenance_seconds)
 
     def _advance(self) -> float:
@@ -201,8 +203,9 @@ class FleetFeed:
                     self._coarsened.add(1, {"tier": aggregate.tier.name})
         return tuple(each for each in self._aggregates if not tiers or each.tier in tiers)
 
-    def _host_counts(self) -> Iterable[tuple[float, dict[str, str]]]:
+    def _count_hosts(self) -> None:
         hosts = self._view.hosts(self._advance())
-        for freshness in Freshness:
-            count = sum(state.freshness is freshness for state in hosts)
-            yield float(count), {"freshness": freshness.name.lower()}
+        self._host_counts = tuple(
+            (float(sum(state.freshness is freshness for state in hosts)), freshness.name.lower())
+            for freshness in Freshness
+        )

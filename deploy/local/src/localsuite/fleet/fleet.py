@@ -51,8 +51,9 @@ class FleetSettings:
 class SimulatedFleet:
     """One simulated model server and one real agent per running instance.
 
-    The agents share an HTTP session and one gRPC channel per collector; everything else each has
-    for itself, as on a host of its own.
+    The agents share an HTTP session and one gRPC channel per collector, which carries up to the
+    100 streams a collector takes on one connection; everything else each has for itself, as on a
+    host of its own.
     """
 
     def __init__(
@@ -224,7 +225,8 @@ class SimulatedFleet:
         host = next(each for each in self._hosts.values() if each.server_id == status.server_id)
         await self._servers.remove_server(status.server_id, abrupt=True)
         log.warning("server_killed", server_id=status.server_id, restart=restart)
-        if restart:
+        # The instance may have been terminated while connections were reset.
+        if restart and host.instance.instance_id in self._hosts:
             profile = replace(PROFILES[status.tier], instance_type=status.instance_type)
             cold_start = self._cold_start(host.instance, profile)
             await self._servers.add_server(

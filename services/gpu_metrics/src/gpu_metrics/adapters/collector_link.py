@@ -143,14 +143,15 @@ class CollectorLink:
             answer = await call.read()
         if not isinstance(answer, gpu_metrics_pb2.StreamReportsResponse):
             raise _StreamBroken("ENDED")
+        if answer.boot_id != report.boot_id:
+            if self._failures == 0:
+                log.error(
+                    "report_superseded",
+                    collector=self._name,
+                    host_id=report.host.host_id,
+                    explanation="a newer agent run reports for the same host id",
+                )
+            raise _StreamBroken("SUPERSEDED")
         if self._failures > 0:
             log.info("report_stream_restored", collector=self._name, failures=self._failures)
             self._failures = 0
-        if answer.boot_id != report.boot_id:
-            log.error(
-                "report_superseded",
-                collector=self._name,
-                host_id=report.host.host_id,
-                explanation="a newer agent run reports for the same host id",
-            )
-            raise _StreamBroken("SUPERSEDED")

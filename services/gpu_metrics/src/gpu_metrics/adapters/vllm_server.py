@@ -33,7 +33,9 @@ class VllmServer:
     """Scrapes one server over a shared HTTP session.
 
     A server that has not answered its health check yet is starting, for at most
-    `startup_limit_seconds`; after that, or once it was ready, it is unhealthy instead.
+    `startup_limit_seconds`; after that, or once it was ready, it is unhealthy instead. A ready
+    server that answers late is given `patience` more tries before it counts as unhealthy: a busy
+    one is slow now and then, while one that refuses or drops connections is gone at once.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class VllmServer:
         clock: Clock,
         timeout_seconds: float = 0.5,
         startup_limit_seconds: float = 1800.0,
+        patience: int = 2,
     ) -> None:
         self._server = server
         self._session = session
@@ -51,6 +54,8 @@ class VllmServer:
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds)
         self._startup_ends_at = clock.monotonic() + startup_limit_seconds
         self._was_ready = False
+        self._patience = patience
+        self._late_answers = 0
         self._model = server.model
 
     async def read_server(self) -> ModelServerReading:
@@ -58,15 +63,20 @@ class VllmServer:
         healthy = await self._fetch("/health")
         if isinstance(healthy, MissingReason):
             metrics: VllmMetrics | MissingReason = healthy
-            state = self._state_while_silent()
+            state = self._state_while_silent(healthy)
         else:
             self._was_ready = True
+            self._late_answers = 0
             state = ModelServerState.READY
             page = await self._fetch("/metrics")
             metrics = page if isinstance(page, MissingReason) else parse_vllm_metrics(page)
         return self._reading(state, metrics)
 
-    def _state_while_silent(self) -> ModelServerState:
+    def _state_while_silent(self, reason: MissingReason) -> ModelServerState:
+        if self._was_ready and reason is MissingReason.TIMEOUT:
+            self._late_answers += 1
+            if self._late_answers <= self._patience:
+                return ModelServerState.READY
         if self._was_ready or self._clock.monotonic() >= self._startup_ends_at:
             return ModelServerState.UNHEALTHY
         return ModelServerState.STARTING
