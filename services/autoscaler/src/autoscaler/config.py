@@ -293,6 +293,12 @@ class JournalSettings:
         minimum=1,
         help="decisions that change nothing are written this seldom",
     )
+    rule_change_seconds: float = setting(
+        "AUTOSCALER_JOURNAL_RULE_CHANGE_SECONDS",
+        default=10.0,
+        minimum=0,
+        help="a new reason for the same size is written at most this often",
+    )
     retention_days: float = setting(
         "AUTOSCALER_JOURNAL_RETENTION_DAYS",
         default=90.0,
@@ -441,7 +447,10 @@ class AutoscalerSettings:
 
     def journal_policy(self) -> JournalPolicy:
         """Return how often decisions that change nothing are written."""
-        return JournalPolicy(keep_alive_seconds=self.journal.keep_alive_seconds)
+        return JournalPolicy(
+            keep_alive_seconds=self.journal.keep_alive_seconds,
+            rule_change_seconds=self.journal.rule_change_seconds,
+        )
 
     def _policy(self, tier: Tier, of: TierSettings, signal: LatencySignal) -> TierPolicy:
         pace = self.pace

@@ -48,6 +48,7 @@ class Replica:
     loop: ControlLoop
     leadership: Leadership
     feed: DecisionFeed
+    picture: Picture
 
 
 @asynccontextmanager
@@ -166,6 +167,7 @@ async def open_autoscaler(
             loop=loop,
             leadership=leadership,
             feed=feed,
+            picture=picture,
         )
 
 

@@ -36,6 +36,7 @@ def quick_environment(**environ: str) -> dict[str, str]:
         "AUTOSCALER_LEASE_SECONDS": "2",
         "AUTOSCALER_LEASE_RENEW_SECONDS": "0.3",
         "AUTOSCALER_JOURNAL_POLL_SECONDS": "0.1",
+        "AUTOSCALER_JOURNAL_RULE_CHANGE_SECONDS": "0.2",
         "AUTOSCALER_GOLD_MINIMUM": "0",
         "AUTOSCALER_SILVER_MINIMUM": "0",
         "AWS_REGION": "us-east-1",
