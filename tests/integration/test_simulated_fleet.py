@@ -18,7 +18,6 @@ from localsuite.aws.account import seed_account
 from localsuite.aws.region import Region
 from localsuite.aws.server import LocalAwsServer
 from localsuite.aws.tiers import TierCapacity
-from servicekit.channels import open_channel
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +28,7 @@ COMPRESSION = 60.0
 @dataclass
 class Suite:
     collector: CollectorForTest
+    aws: LocalAwsServer
     aws_url: str
     control_url: str
     session: aiohttp.ClientSession
@@ -78,7 +78,7 @@ async def started_suite(*tiers: TierCapacity) -> AsyncIterator[Suite]:
             line = await asyncio.wait_for(process.stdout.readline(), 60)
             ready = json.loads(line)
             assert ready["simulation"] is True
-            yield Suite(collector, aws.endpoint, ready["control_url"], session, process)
+            yield Suite(collector, aws, aws.endpoint, ready["control_url"], session, process)
         finally:
             if process.returncode is None:
                 process.kill()
@@ -197,12 +197,42 @@ async def test_a_killed_server_that_is_restarted_serves_on_the_same_port_again()
 
         await until(ready)
         killed = await suite.post(f"{suite.control_url}/kill?tier=silver")
-
-        async def down() -> bool:
-            return not await ready()
-
-        async with open_channel(suite.collector.address):
-            await until(ready)
+        await until(ready)
         async with suite.session.get(f"{suite.control_url}/servers") as response:
             (server,) = (await response.json())["servers"]
         assert server["endpoint_url"] == killed["killed"]["endpoint_url"]
+        assert server["ready_time"] > killed["killed"]["ready_time"]
+
+
+async def test_hosts_live_on_without_the_cloud_and_follow_it_when_it_is_another_one() -> None:
+    async with started_suite(capacity("gold", "g5.xlarge", 1)) as suite:
+
+        async def ready() -> bool:
+            return bool(await suite.ready_hosts())
+
+        await until(ready)
+        before = set(await suite.hosts())
+        await asyncio.to_thread(suite.aws.stop)
+        (view,) = (await suite.hosts()).values()
+        reported = view.receive_time.ToDatetime()
+
+        async def reports_go_on() -> bool:
+            (view,) = (await suite.hosts()).values()
+            return (view.receive_time.ToDatetime() - reported).total_seconds() > 1.5
+
+        await until(reports_go_on)
+        port = int(suite.aws_url.rpartition(":")[2])
+        other = LocalAwsServer(Region(seed=8, time_compression=COMPRESSION), port=port)
+        await asyncio.to_thread(other.start)
+        try:
+            tiers = (capacity("silver", "g5.2xlarge", 1),)
+            await asyncio.to_thread(seed_account, other.endpoint, tiers)
+
+            async def replaced() -> bool:
+                return bool(await suite.ready_hosts()) and before.isdisjoint(await suite.hosts())
+
+            await until(replaced)
+            (view,) = (await suite.hosts()).values()
+            assert view.host.instance_type == "g5.2xlarge"
+        finally:
+            await asyncio.to_thread(other.stop)
