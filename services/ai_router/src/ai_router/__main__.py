@@ -45,7 +45,7 @@ async def main(settings: AiRouterSettings, runtime: ServiceRuntime) -> None:
         settings.timeouts(),
         maximum_connections=settings.maximum_connections,
         api_key=settings.model_server_api_key,
-        minimum_piece_seconds=settings.minimum_piece_seconds,
+        packing=settings.packing(),
     )
     router = Router(desk, cache, client, runtime.clock, RouterPolicy(attempts=settings.attempts))
     register_instruments(runtime.telemetry, router, runtime.clock)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ai_router.adapters.openai_model_server import ModelServerTimeouts
+from ai_router.adapters.openai_model_server import ModelServerTimeouts, Packing
 from ai_router.adapters.static_fleet import parse_static_servers
 from ai_router.domain.circuit_breaker import BreakerPolicy
 from ai_router.domain.fleet import ServerReport
@@ -189,7 +189,7 @@ class AiRouterSettings:
     )
     connect_timeout_seconds: float = setting(
         "AI_ROUTER_CONNECT_TIMEOUT_SECONDS",
-        default=1.0,
+        default=2.0,
         minimum=0.05,
         maximum=30,
         help="longest wait for a connection to a model server",
@@ -208,12 +208,18 @@ class AiRouterSettings:
         maximum=120,
         help="longest silence within an answer",
     )
-    minimum_piece_seconds: float = setting(
-        "AI_ROUTER_MINIMUM_PIECE_SECONDS",
-        default=0.0,
+    pieces_per_second: float = setting(
+        "AI_ROUTER_PIECES_PER_SECOND",
+        default=1500.0,
+        minimum=1,
+        help="with more answers streaming than this allows, tokens are packed into fewer messages",
+    )
+    longest_packing_seconds: float = setting(
+        "AI_ROUTER_LONGEST_PACKING_SECONDS",
+        default=0.1,
         minimum=0,
-        maximum=1,
-        help="least time between pieces of an answer; more packs more tokens in a message",
+        maximum=5,
+        help="longest time between two messages of an answer that packing may cause; 0 never packs",
     )
     maximum_connections: int = setting(
         "AI_ROUTER_MAXIMUM_CONNECTIONS",
@@ -289,6 +295,13 @@ class AiRouterSettings:
                 first_pause_seconds=self.breaker_first_pause_seconds,
                 longest_pause_seconds=self.breaker_longest_pause_seconds,
             ),
+        )
+
+    def packing(self) -> Packing:
+        """Returns how tokens are packed into messages under load."""
+        return Packing(
+            pieces_per_second=self.pieces_per_second,
+            longest_wait_seconds=self.longest_packing_seconds,
         )
 
     def timeouts(self) -> ModelServerTimeouts:

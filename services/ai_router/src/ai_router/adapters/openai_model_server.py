@@ -15,8 +15,9 @@ from ai_router.adapters.event_stream import EventStreamDecoder, EventTooLarge
 from ai_router.domain.generation import FinishReason, GenerationRequest
 from ai_router.ports import AnswerEnd, AnswerPiece, FailureKind, ModelServerFailure
 
-__all__ = ["ModelServerTimeouts", "OpenAiModelServer"]
+__all__ = ["ModelServerTimeouts", "OpenAiModelServer", "Packing"]
 
+_decode_json = json.JSONDecoder().decode
 _DONE = b"[DONE]"
 _REJECTED_STATUSES = frozenset({400, 413, 422})
 _OVERLOADED_STATUSES = frozenset({429, 503})
@@ -25,15 +26,35 @@ _LOGGED_BODY_BYTES = 500
 # How long to wait for the last, empty chunk of an answer, so that its connection can be used again.
 _LINGER_SECONDS = 0.05
 _KEEPALIVE_SECONDS = 30.0
+# Shorter waits would not save a piece: tokens come every 9 ms at best.
+_SHORTEST_WAIT_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelServerTimeouts:
     """How long a model server may be silent, by phase, in seconds."""
 
-    connect_seconds: float = 1.0
+    connect_seconds: float = 2.0
     first_token_seconds: float = 30.0
     idle_seconds: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packing:
+    """How tokens are packed into pieces when many answers stream at once.
+
+    What a piece costs hardly depends on its size, so a process that is asked for more pieces than
+    `pieces_per_second` waits a little between those of an answer, at most `longest_wait_seconds`,
+    and sends what came meanwhile together. The first piece never waits.
+    """
+
+    pieces_per_second: float = 1500.0
+    longest_wait_seconds: float = 0.1
+
+    def wait_seconds(self, streaming_answers: int) -> float:
+        """Returns how long to wait between two pieces of an answer; 0 while that is short."""
+        wait = streaming_answers / self.pieces_per_second
+        return min(wait, self.longest_wait_seconds) if wait >= _SHORTEST_WAIT_SECONDS else 0.0
 
 
 class OpenAiModelServer:
@@ -49,12 +70,13 @@ class OpenAiModelServer:
         *,
         maximum_connections: int = 2000,
         api_key: str = "",
-        minimum_piece_seconds: float = 0.0,
+        packing: Packing | None = None,
     ) -> None:
         self._timeouts = timeouts
         self._maximum_connections = maximum_connections
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._minimum_piece_seconds = minimum_piece_seconds
+        self._packing = packing or Packing()
+        self._streaming = 0
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -67,7 +89,8 @@ class OpenAiModelServer:
                 total=None,
                 connect=timeouts.connect_seconds,
                 sock_connect=timeouts.connect_seconds,
-                sock_read=max(timeouts.idle_seconds, timeouts.first_token_seconds),
+                # Silence is measured here, by phase; a timer per read would cost more than it.
+                sock_read=None,
             ),
             headers=self._headers,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -93,31 +116,39 @@ class OpenAiModelServer:
             ModelServerFailure: whatever goes wrong.
         """
         response: aiohttp.ClientResponse | None = None
+        reader: _AnswerReader | None = None
         complete = False
+        self._streaming += 1
         try:
             async with asyncio.timeout(self._timeouts.first_token_seconds) as first_token:
                 response = await self._post(endpoint_url, model, request)
                 await _check_status(response)
-                reader = _AnswerReader(response.content)
+                reader = _AnswerReader(response.content, self._timeouts.idle_seconds)
                 piece = await reader.read()
                 first_token.reschedule(None)
+            reader.watch_for_silence()
             while True:
                 complete = piece.end is not None
                 yield piece
                 if complete:
                     return
-                if self._minimum_piece_seconds > 0.0:
+                wait = self._packing.wait_seconds(self._streaming)
+                if wait > 0.0:
                     # What arrives meanwhile waits in the connection's buffer, which is bounded.
-                    await asyncio.sleep(self._minimum_piece_seconds)
-                async with asyncio.timeout(self._timeouts.idle_seconds):
-                    piece = await reader.read()
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                    await asyncio.sleep(wait)
+                piece = await reader.read()
+        except aiohttp.ClientConnectorError as error:
+            # Refused or no route: nobody is there. A connection that merely takes long may be due
+            # to a busy machine, this one included, and counts like any other failure.
             raise ModelServerFailure(FailureKind.UNREACHABLE, type(error).__name__) from error
         except (aiohttp.ClientError, OSError) as error:
             raise ModelServerFailure(FailureKind.FAILED, type(error).__name__) from error
         except TimeoutError as error:
             raise ModelServerFailure(FailureKind.FAILED, "silent for too long") from error
         finally:
+            self._streaming -= 1
+            if reader is not None:
+                reader.close()
             if response is not None:
                 if complete:
                     response.release()
@@ -143,10 +174,24 @@ class OpenAiModelServer:
 class _AnswerReader:
     """Turns the bytes of an event stream into pieces of an answer."""
 
-    __slots__ = ("_content", "_decoder", "_finish_reason", "_output_tokens", "_prompt_tokens")
+    __slots__ = (
+        "_content",
+        "_decoder",
+        "_finish_reason",
+        "_idle_seconds",
+        "_loop",
+        "_output_tokens",
+        "_prompt_tokens",
+        "_timer",
+        "_waiting_since",
+    )
 
-    def __init__(self, content: aiohttp.StreamReader) -> None:
+    def __init__(self, content: aiohttp.StreamReader, idle_seconds: float) -> None:
         self._content = content
+        self._idle_seconds = idle_seconds
+        self._loop = asyncio.get_running_loop()
+        self._waiting_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._decoder = EventStreamDecoder()
         self._finish_reason: FinishReason | None = None
         self._prompt_tokens = 0
@@ -156,7 +201,9 @@ class _AnswerReader:
         """Returns the next text, all that is there, with the end if that is there too."""
         texts: list[str] = []
         while not texts:
+            self._waiting_since = self._loop.time()
             chunk = await self._content.readany()
+            self._waiting_since = None
             if not chunk:
                 return AnswerPiece("", self._end())
             try:
@@ -173,9 +220,27 @@ class _AnswerReader:
                     texts.append(text)
         return AnswerPiece("".join(texts))
 
+    def watch_for_silence(self) -> None:
+        """From now on a read fails when the server sends nothing for the idle time.
+
+        One timer serves the whole answer: it looks how long the present read has waited.
+        """
+        now = self._loop.time()
+        since = now if self._waiting_since is None else self._waiting_since
+        if now - since >= self._idle_seconds:
+            self._content.set_exception(TimeoutError())
+            return
+        due = since + self._idle_seconds
+        self._timer = self._loop.call_at(due, self.watch_for_silence)
+
+    def close(self) -> None:
+        """Ends the watch."""
+        if self._timer is not None:
+            self._timer.cancel()
+
     def _take(self, payload: bytes) -> str:
         try:
-            event = json.loads(payload)
+            event = _decode_json(payload.decode())
             if "error" in event:
                 raise ModelServerFailure(FailureKind.FAILED, "an error within the answer")
             usage = event.get("usage")

@@ -25,7 +25,7 @@ from ai_router.domain.server_selection import ServerPool
 from ai_router.domain.service_time import ServiceTimeModel, predict_wait_seconds
 from ai_router.domain.ticket import Placement, Ticket
 from ai_router.domain.tier_activity import TierActivity
-from ai_router.domain.tiers import FALLBACK_TIERS, Tier, TierProfile, choose_tier
+from ai_router.domain.tiers import FALLBACK_TIERS, Tier, TierChoice, TierProfile, choose_tier
 from ai_router.domain.token_estimate import TokenEstimator
 from ai_router.domain.waiting_queue import WaitingQueue
 
@@ -108,24 +108,19 @@ class RoutingDesk:
 
         `deadline` is when the caller's call ends; with the latency budget the earlier one counts.
         """
-        texts = [message.content for message in request.messages]
-        outputs = {
-            tier: self._estimators[tier].output_tokens(request.max_output_tokens) for tier in Tier
-        }
-        predicted = {tier: self._service[tier].predict(outputs[tier]) for tier in Tier}
-        choice = choose_tier(
-            request.tier, request.latency_budget_seconds, request.priority, predicted
-        )
+        choice = self._choose_tier(request)
+        tier = choice.tier
         budget = request.latency_budget_seconds
         if budget is None:
-            budget = self._profiles[choice.tier].usual_budget_seconds
+            budget = self._profiles[tier].usual_budget_seconds
+        estimator = self._estimators[tier]
         return Ticket(
             request_id=request.request_id,
-            wanted_tier=choice.tier,
+            wanted_tier=tier,
             tier_reason=choice.reason,
             priority=request.priority,
-            prompt_tokens=self._estimators[choice.tier].prompt_tokens(texts),
-            output_tokens=outputs[choice.tier],
+            prompt_tokens=estimator.prompt_tokens(m.content for m in request.messages),
+            output_tokens=estimator.output_tokens(request.max_output_tokens),
             arrived_at=now,
             deadline=min(now + budget, deadline) if deadline is not None else now + budget,
             affinity_key=request.affinity_key,
@@ -288,6 +283,16 @@ class RoutingDesk:
             yield tier, self.directory.pool(tier), self._policy.guest_load_limit
 
     # Inside
+
+    def _choose_tier(self, request: GenerationRequest) -> TierChoice:
+        predicted: dict[Tier, float] = {}
+        if request.tier is None and request.latency_budget_seconds is not None:
+            for tier, service in self._service.items():
+                tokens = self._estimators[tier].output_tokens(request.max_output_tokens)
+                predicted[tier] = service.predict(tokens)
+        return choose_tier(
+            request.tier, request.latency_budget_seconds, request.priority, predicted
+        )
 
     def _stand_ins(self, ticket: Ticket) -> tuple[Tier, ...]:
         return () if ticket.forbid_fallback else FALLBACK_TIERS[ticket.wanted_tier]

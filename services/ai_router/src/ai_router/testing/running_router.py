@@ -55,9 +55,7 @@ async def run_router(
         epoch=f"{random.getrandbits(64):x}",  # a name, no secret
         interval_seconds=settings.demand_interval_seconds,
     )
-    client = OpenAiModelServer(
-        settings.timeouts(), minimum_piece_seconds=settings.minimum_piece_seconds
-    )
+    client = OpenAiModelServer(settings.timeouts(), packing=settings.packing())
     cache = AnswerCache(settings.cache_bytes, settings.cache_ttl_seconds)
     router = Router(desk, cache, client, clock, RouterPolicy(attempts=settings.attempts))
     numbers = count(1)
