@@ -104,6 +104,8 @@ class InstanceFeed:
                     log.warning("local_aws_unreachable", cause=type(error).__name__)
                 pause = min(_MAXIMUM_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2**failures)
                 failures = min(failures + 1, 16)
+                # What answers next may be another run, whose numbers mean something else.
+                epoch = ""
                 await self._clock.sleep(pause)
                 continue
             if page["epoch"] != epoch or not page["complete"]:
