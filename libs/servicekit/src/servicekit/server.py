@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -40,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 MAXIMUM_MESSAGE_BYTES = 1024 * 1024
 MAXIMUM_METADATA_BYTES = 8 * 1024
+_HEALTH_NEWS_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +227,9 @@ class RpcServer:
         await self._health.enter_graceful_shutdown()
         self._chain.end_streams()
         grace = self._settings.drain_seconds if drain_seconds is None else drain_seconds
+        # Whoever watches health gets the news before the connection goes.
+        await asyncio.sleep(min(grace, _HEALTH_NEWS_SECONDS))
+        self._chain.end_streams(foreign=True)
         await self._server.stop(grace)
         if self._admin is not None:
             await self._admin.stop(0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +24,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from servicekit.settings import setting
 
 __all__ = ["Telemetry", "TelemetrySettings", "configure_logging"]
+
+_CLOSE_SECONDS = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +70,11 @@ class Telemetry:
         reader = PeriodicExportingMetricReader(
             OTLPMetricExporter(endpoint=settings.otlp_endpoint), export_interval_millis=10_000
         )
-        meter_provider = MeterProvider(resource=resource, metric_readers=[reader])
-        tracer_provider = TracerProvider(resource=resource)
+        # `close` ends them; their own exit hooks would wait for an absent collector once more.
+        meter_provider = MeterProvider(
+            resource=resource, metric_readers=[reader], shutdown_on_exit=False
+        )
+        tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         tracer_provider.add_span_processor(
             BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint))
         )
@@ -101,9 +108,16 @@ class Telemetry:
         )
 
     def close(self) -> None:
-        """Exports what is left and stops; takes at most a few seconds."""
-        for provider in self._providers:
-            provider.shutdown()
+        """Exports what is left and stops; gives up on an absent collector after three seconds."""
+        closing = [
+            threading.Thread(target=provider.shutdown, name="telemetry_close", daemon=True)
+            for provider in self._providers
+        ]
+        for thread in closing:
+            thread.start()
+        give_up = time.monotonic() + _CLOSE_SECONDS
+        for thread in closing:
+            thread.join(max(0.0, give_up - time.monotonic()))
 
 
 def configure_logging(settings: TelemetrySettings, service_name: str) -> None:

@@ -64,11 +64,17 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
             wrapped = self._handlers[path] = self._wrap(path, handler)
         return wrapped
 
-    def end_streams(self) -> None:
-        """Ends all long-lived streams with UNAVAILABLE, so that clients resume elsewhere."""
+    def end_streams(self, *, foreign: bool = False) -> None:
+        """Ends all long-lived streams with UNAVAILABLE, so that clients resume elsewhere.
+
+        Args:
+            foreign: end streams of health and reflection too, which are not ours; a watcher of
+                health should first be told that the service no longer serves.
+        """
         self._ending_streams = True
         for call in tuple(self._streams):
-            if call.interruptible and not call.ended_by_server:
+            ours = call.declaration is not None
+            if (ours or foreign) and call.interruptible and not call.ended_by_server:
                 call.ended_by_server = True
                 call.task.cancel()
 
@@ -78,12 +84,14 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
         serialize = handler.response_serializer
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                self._behaviour(path, _streaming(handler.stream_stream, decode, _decoded)),
+                self._behaviour(path, _streaming(handler.stream_stream, decode, _decoded), True),
                 response_serializer=serialize,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._behaviour(path, _streaming(handler.unary_stream, decode, _decoded_once)),
+                self._behaviour(
+                    path, _streaming(handler.unary_stream, decode, _decoded_once), True
+                ),
                 response_serializer=serialize,
             )
         if handler.request_streaming:
@@ -96,7 +104,9 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
             response_serializer=serialize,
         )
 
-    def _behaviour(self, path: str, handle: Proceed) -> Callable[..., Awaitable[Any]]:
+    def _behaviour(
+        self, path: str, handle: Proceed, streams_responses: bool = False
+    ) -> Callable[..., Awaitable[Any]]:
         declaration = self._declarations.get(path)
         proceed: Proceed = _until_answered(handle)
         for interceptor in reversed(self._interceptors):
@@ -106,7 +116,12 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
         async def respond(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             return await proceed(_begin(path, declaration, request, context, clock))
 
-        if declaration is None or declaration.deadline_class is not DeadlineClass.STREAM:
+        long_lived = (
+            streams_responses
+            if declaration is None
+            else declaration.deadline_class is DeadlineClass.STREAM
+        )
+        if not long_lived:
             return respond
 
         async def respond_with_stream(
@@ -114,7 +129,7 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
         ) -> Any:
             call = _begin(path, declaration, request, context, clock)
             self._streams.add(call)
-            call.ended_by_server = self._ending_streams
+            call.ended_by_server = self._ending_streams and declaration is not None
             try:
                 return await proceed(call)
             finally:
