@@ -86,7 +86,7 @@ class RankingParameters:
         b: strength of BM25's length normalisation, 0..1.
     """
 
-    vector_weight: float = 0.6
+    vector_weight: float = 0.5
     k1: float = 1.2
     b: float = 0.75
 
