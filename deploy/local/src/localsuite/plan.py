@@ -52,6 +52,8 @@ SHORTENED_SETTINGS: Mapping[str, Mapping[str, float]] = {
 _LEAST_SECONDS = {
     "GPU_METRICS_EXPIRE_AFTER_SECONDS": 8.0,
     "AUTOSCALER_UNRESPONSIVE_GRACE_SECONDS": 2.0,
+    # It averages over requests, whose pace is real: Bronze ones alone run for half a minute.
+    "AUTOSCALER_LEARNING_SECONDS": 45.0,
     "AUTOSCALER_SMOOTHING_SECONDS": 1.0,
     "AUTOSCALER_TREND_SECONDS": 1.0,
 }

@@ -250,7 +250,7 @@ class Suite:
 
     def _say_what_to_try(self) -> None:
         self._console.print("\n[bold]The suite is up.[/bold] Try, in another terminal:")
-        for remark, command in paste_commands(self._ports):
+        for remark, command in paste_commands(self._ports, self._data.path):
             self._console.print(f"[dim]# {remark}[/dim]", highlight=False)
             self._console.print(f"  {command}", markup=False, highlight=False, soft_wrap=True)
         self._console.print("Ctrl-C stops everything; the data stays.")

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 
 import grpc
@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 
 _SAMPLE_SECONDS = 0.5
 _REPORT_PLAYERS_SECONDS = 2.0
+_CONNECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +70,17 @@ async def play(settings: GameSettings, feed: Feed) -> None:
     curve = evening_curve(
         peak_players=settings.peak_players, duration_seconds=settings.duration_seconds
     )
-    async with (
-        open_channel(settings.router) as router_channel,
-        open_channel(settings.autoscaler) as autoscaler_channel,
-    ):
-        traffic = Traffic(ai_router_pb2_grpc.AiRouterServiceStub(router_channel))
-        autoscaler = autoscaler_pb2_grpc.AutoscalerServiceStub(autoscaler_channel)
+    async with AsyncExitStack() as stack:
+        routers = [
+            ai_router_pb2_grpc.AiRouterServiceStub(
+                await stack.enter_async_context(open_channel(settings.router))
+            )
+            for _ in range(_CONNECTIONS)
+        ]
+        traffic = Traffic(routers)
+        autoscaler = autoscaler_pb2_grpc.AutoscalerServiceStub(
+            await stack.enter_async_context(open_channel(settings.autoscaler))
+        )
         started = time.monotonic()
         async with asyncio.TaskGroup() as background:
             tasks = [

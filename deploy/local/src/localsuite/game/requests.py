@@ -3,10 +3,11 @@
     kind       tier    the player waits for                        share    patience
     bark       Gold    a line from a character in the thick of it   62 %       6 s
     dialogue   Silver  the other side of a conversation             37 %      20 s
-    chronicle  Bronze  a page of the chronicle of the travels        1 %      60 s
+    chronicle  Bronze  an entry in the chronicle of the travels      1 %      60 s
 
 When, and how long prompts and answers are, comes from `fleetsim.arrivals`: about 340 tokens in, of
-which the 200 of a tier's instructions are the same every time, and 80 out. One bark in ten is a
+which the 200 of a tier's instructions are the same every time, and 80 out (half of that for an
+entry in the chronicle, which the slow tier writes). One bark in ten is a
 greeting that every player gets alike; it asks for the most likely words (temperature 0), so the
 router may answer it from its cache. The shares are this game's design, not a measurement.
 """
@@ -50,7 +51,7 @@ _RULES = (
 _TASKS = {
     tier_pb2.TIER_GOLD: "Call out one line in the thick of the scene. ",
     tier_pb2.TIER_SILVER: "Hold up the other side of the conversation. ",
-    tier_pb2.TIER_BRONZE: "Write the next page of the chronicle from the notes, in past tense. ",
+    tier_pb2.TIER_BRONZE: "Write the chronicle's next entry from the notes, in past tense. ",
 }
 _SPEAKERS = ("the ferrywoman", "a toll clerk", "the stile-warden", "a tinker", "the bell founder")
 _PLACES = ("at the ford", "under the bridge", "in the market hall", "on the ridge", "by the kiln")
@@ -138,6 +139,8 @@ def _spec(
     if tier == tier_pb2.TIER_GOLD and words.random() < _GREETING_SHARE:
         prompt, temperature, output_tokens = words.choice(_GREETINGS), 0.0, 24
     else:
+        if tier == tier_pb2.TIER_BRONZE:
+            output_tokens = max(1, output_tokens // 2)
         room = prompt_tokens * _CHARACTERS_PER_TOKEN - len(instructions)
         prompt, temperature = _scene(words, room), None
     return ai_router_pb2.GenerationSpec(

@@ -29,7 +29,7 @@ WORLD_NAME = "An evening at Middlestile"
 PLAYER = "Ansa"
 
 # What the player does, in order; later lines ask for what earlier ones left behind.
-_ACTIONS = (
+_FIRST_EVENING = (
     "I leave my grandmother's brass thimble on the sill and step across with the dawn hinge.",
     "I ask the stile-keeper who sweeps the sill, and give my name as Ansa.",
     "I lend the warmth of my lantern to the other side until the next dusk.",
@@ -39,8 +39,20 @@ _ACTIONS = (
     "I meet the cooper again. What had I promised him?",
     "Before I sleep I tell my brother everything that happened today.",
 )
+# Told in a world that has a past: the questions are about evenings before this process began.
+_LATER_EVENING = (
+    "I wake at Middlestile. What happened when I was last here?",
+    "I go to the sill and look for what I once left there.",
+    "I lend the colour of my scarf to the other side until the second dusk.",
+    "I ask the cooper whether he still waits for something of mine.",
+    "My scarf is grey. What have I lent this time, and until when?",
+    "I tell the stile-keeper that my brother will cross with tomorrow's dusk hinge.",
+    "Who did I say will cross, and when?",
+    "Before I sleep I count what I owe, and to whom.",
+)
 # The evening's share that has passed when the first and the last turn begin.
 _FIRST_SHARE, _LAST_SHARE = 0.06, 0.86
+_TURNS = len(_FIRST_EVENING)
 _TURN_SECONDS = 20.0
 _SHOWN_CHARACTERS = 240
 
@@ -65,8 +77,9 @@ async def tell_story(
     async with GamekeeperClient.open(addresses, environ={}) as client:
         storyteller: Storyteller | None = None
         ours: set[str] = set()
-        for number, action in enumerate(_ACTIONS):
-            share = _FIRST_SHARE + (_LAST_SHARE - _FIRST_SHARE) * number / (len(_ACTIONS) - 1)
+        actions = _FIRST_EVENING
+        for number in range(_TURNS):
+            share = _FIRST_SHARE + (_LAST_SHARE - _FIRST_SHARE) * number / (_TURNS - 1)
             begins = started + share * duration_seconds
             await asyncio.sleep(max(0.0, begins - time.monotonic()))
             try:
@@ -75,10 +88,11 @@ async def tell_story(
                         WORLD_NAME, "What befell Ansa, as the local suite tells it."
                     )
                     storyteller = client.storyteller(world.world_id, policy)
-                hear(await _turn(storyteller, number + 1, action, ours))
+                    actions = _LATER_EVENING if world.event_count else _FIRST_EVENING
+                hear(await _turn(storyteller, number + 1, actions[number], ours))
             except CallFailed as error:
                 log.warning("story_turn_failed", turn=number + 1, reason=str(error))
-                hear(_failed(number + 1, action, str(error)))
+                hear(_failed(number + 1, actions[number], str(error)))
 
 
 async def _turn(storyteller: Storyteller, number: int, action: str, ours: set[str]) -> StoryTurn:

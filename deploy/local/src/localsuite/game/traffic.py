@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 import structlog
@@ -32,15 +33,19 @@ _SHED_REASONS = {"NO_CAPACITY", "QUEUE_FULL", "OVERLOADED"}
 
 
 class Traffic:
-    """The requests of one evening. Nothing sent is forgotten: see `TierTally`."""
+    """The requests of one evening. Nothing sent is forgotten: see `TierTally`.
+
+    Requests take turns over `routers`, one stub per connection: a server takes 100 calls at once
+    on one, and a game has many machines.
+    """
 
     def __init__(
         self,
-        router: ai_router_pb2_grpc.AiRouterServiceAsyncStub,
+        routers: Sequence[ai_router_pb2_grpc.AiRouterServiceAsyncStub],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._router = router
+        self._routers = itertools.cycle(routers)
         self._monotonic = monotonic
         self._tallies = {tier: TierTally() for tier in TIER_NAMES}
         self._group: asyncio.TaskGroup | None = None
@@ -94,7 +99,7 @@ class Traffic:
         first_at: float | None = None
         route: ai_router_pb2.RouteTaken | None = None
         end: ai_router_pb2.GenerationEnd | None = None
-        async for response in self._router.Generate(
+        async for response in next(self._routers).Generate(
             request.message, timeout=request.patience_seconds
         ):
             if response.HasField("delta"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 
 import grpc
 
@@ -86,6 +87,7 @@ async def _watch_decisions(
     picture: SuitePicture,
     on_decision: Callable[[autoscaler_pb2.Decision], None],
 ) -> None:
+    since = datetime.now(UTC)
     async for update in watch(
         lambda token: autoscaler.WatchDecisions(
             autoscaler_pb2.WatchDecisionsRequest(resume_token=token, changes_only=True),
@@ -95,7 +97,8 @@ async def _watch_decisions(
         clock=SystemClock(),
         name="decisions",
     ):
-        if update.HasField("decision"):
+        # The feed of an autoscaler that just started may begin with what the run before decided.
+        if update.HasField("decision") and update.decision.decide_time.ToDatetime(UTC) >= since:
             picture.decisions.append((picture.evening_seconds, update.decision))
             on_decision(update.decision)
 

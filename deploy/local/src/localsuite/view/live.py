@@ -102,7 +102,8 @@ class PlainView(View):
 
     def story(self, turn: StoryTurn) -> None:
         """Prints who did what, and what was remembered of it."""
-        remembered = f"; remembers: {turn.recalled[0]}" if turn.recalled else ""
+        memory = next((each for each in turn.recalled if each != turn.player), "")
+        remembered = f"; remembers: {memory}" if memory else ""
         self._line(
             f"storyteller: {turn.player}{remembered}" + (f" [{turn.error}]" * bool(turn.error))
         )

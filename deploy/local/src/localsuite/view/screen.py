@@ -20,7 +20,7 @@ from localsuite.observe.recording import Recording
 from localsuite.supervision.supervisor import ComponentState, Supervised
 from localsuite.targets import TARGETS
 from localsuite.timing import Evening
-from localsuite.view.wording import clock, duration, money, rule_words, spark
+from localsuite.view.wording import clock, decision_reason, duration, money, spark
 
 __all__ = ["draw"]
 
@@ -99,8 +99,8 @@ def _headline(
 def _tiers(picture: SuitePicture, width: int) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), header_style="dim")
     table.add_column("tier")
-    for heading in ("wanted", "ready", "coming", "going", "queue", "in flight"):
-        table.add_column(heading, justify="right")
+    for heading in ("wanted", "ready", "coming", "going", "queue", "runs"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("P95, as players feel it", no_wrap=True)
     if width >= 110:
         table.add_column("servers: █ ready ░ starting ▒ silent or ill", no_wrap=True)
@@ -189,11 +189,11 @@ def _figures(picture: SuitePicture) -> RenderableType:
 
 
 def _decisions(picture: SuitePicture, lines: int) -> RenderableType:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="ellipsis", no_wrap=True)
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(no_wrap=True, style="dim", width=4)
+    table.add_column(no_wrap=True, width=6)
+    table.add_column(no_wrap=True, width=5)
+    table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
     for at, decision in list(picture.decisions)[-lines:]:
         name = tier_name(decision.tier)
         grows = decision.desired > decision.previous_desired
@@ -205,15 +205,15 @@ def _decisions(picture: SuitePicture, lines: int) -> RenderableType:
                 f"{decision.previous_desired}→{decision.desired}",
                 style="green" if grows else "blue" if shrinks else "dim",
             ),
-            decision.summary or rule_words(decision.rule),
+            decision_reason(decision),
         )
     return Panel(table, title="decisions, and why", title_align="left", border_style="dim")
 
 
 def _remarks(picture: SuitePicture, lines: int) -> RenderableType:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, style="dim")
-    table.add_column(overflow="ellipsis", no_wrap=True)
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(no_wrap=True, style="dim", width=4)
+    table.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
     for remark in list(picture.remarks)[-lines:]:
         table.add_row(
             clock(remark.at_seconds), Text(remark.text, style=_REMARK_STYLES.get(remark.kind, ""))
@@ -228,7 +228,7 @@ def _storyteller(picture: SuitePicture, lines: int) -> RenderableType:
     if picture.story:
         turn = picture.story[-1]
         table.add_row("player", Text(turn.player, style="italic"))
-        remembered = turn.recalled[0] if turn.recalled else "nothing yet"
+        remembered = next((each for each in turn.recalled if each != turn.player), "nothing yet")
         table.add_row("remembers", Text(remembered, style="cyan"))
         if turn.citations and lines >= 5:
             table.add_row("lore", Text(turn.citations[0], style="dim"))

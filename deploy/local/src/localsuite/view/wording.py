@@ -5,7 +5,15 @@ from __future__ import annotations
 from gaming.autoscaler.v1 import autoscaler_pb2
 from localsuite.observe.fleet import tier_name
 
-__all__ = ["clock", "decision_sentence", "duration", "money", "rule_words", "spark"]
+__all__ = [
+    "clock",
+    "decision_reason",
+    "decision_sentence",
+    "duration",
+    "money",
+    "rule_words",
+    "spark",
+]
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 
@@ -41,6 +49,14 @@ def rule_words(rule: autoscaler_pb2.DecisionRule.ValueType) -> str:
     return name.removeprefix("DECISION_RULE_").replace("_", " ").lower()
 
 
+def decision_reason(decision: autoscaler_pb2.Decision) -> str:
+    """Why a decision fell, without the tier and sizes that the autoscaler puts first."""
+    tier, sizes = tier_name(decision.tier), f"{decision.previous_desired} → {decision.desired}: "
+    return decision.summary.removeprefix(f"{tier.capitalize()} {sizes}") or rule_words(
+        decision.rule
+    )
+
+
 def decision_sentence(decision: autoscaler_pb2.Decision) -> str:
     """One decision in a line: tier, sizes, why."""
     sizes = (
@@ -50,8 +66,7 @@ def decision_sentence(decision: autoscaler_pb2.Decision) -> str:
     )
     failed = decision.outcome == autoscaler_pb2.DECISION_OUTCOME_FAILED
     trouble = f" (failed: {decision.outcome_message})" if failed else ""
-    why = decision.summary or rule_words(decision.rule)
-    return f"{tier_name(decision.tier)} {sizes}: {why}{trouble}"
+    return f"{tier_name(decision.tier)} {sizes}: {decision_reason(decision)}{trouble}"
 
 
 def spark(values: list[float], *, width: int) -> str:

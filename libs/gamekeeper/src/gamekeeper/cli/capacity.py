@@ -64,10 +64,8 @@ def tiers(
     table = Table(box=None, padding=(0, 1))
     for heading in ("tier", "wanted", "ready", "coming", "going", "min-max", "queue"):
         table.add_column(heading, justify="left" if heading == "tier" else "right")
-    for heading in ("first token P95", "per token P95", "$/h"):
-        table.add_column(heading, justify="right")
-    table.add_column("override")
-    table.add_column("last decision")
+    for heading in ("first token", "per token", "$/h"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for tier in capacity.tiers:
         router = routers.get(tier.tier, ai_router_pb2.RouterTier())
         table.add_row(
@@ -83,10 +81,14 @@ def tiers(
             ),
             milliseconds(router.time_per_token_p95, known=router.HasField("time_per_token_p95")),
             f"{tier.cost_usd_per_hour:.2f}",
-            escape(_override_words(tier.override)) if tier.HasField("override") else "-",
-            escape(tier.last_decision.summary) or "-",
         )
     session.console.print(table)
+    session.console.print("[dim] latencies at P95 over the last minute[/dim]\n")
+    for tier in capacity.tiers:
+        session.console.print(f" {escape(tier.last_decision.summary)}", soft_wrap=True)
+        if tier.HasField("override"):
+            hold = f" {tier_label(tier.tier)} is {_override_words(tier.override)}"
+            session.console.print(hold, soft_wrap=True, markup=False, style="yellow")
 
 
 def why(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -15,7 +16,7 @@ from gamekeeper.cli.session import (
     Session,
     TimeoutOption,
 )
-from gamekeeper.cli.tiers import TierName, tier_label, tier_number
+from gamekeeper.cli.tiers import TierName, tier_number
 from gamekeeper.cli.wording import enum_words, optional_number
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2
 
@@ -42,15 +43,16 @@ def gpus(
 
     def render(answer: gpu_metrics_pb2.GetFleetResponse) -> None:
         now = answer.snapshot_time.ToMicroseconds()
+        width = session.console.width
+        shown = [column for column in _COLUMNS if column.least_width <= width]
         table = Table(box=None, padding=(0, 1))
-        for heading in ("tier", "server", "state", "host", "type", "zone", "paid"):
-            table.add_column(heading, no_wrap=True)
-        for heading in ("running", "waiting", "KV cache", "GPU busy", "power", "temp", "age"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        for column in shown:
+            table.add_column(column.heading, no_wrap=True, justify=column.justify)
         for view in answer.fleet.hosts:
             age_seconds = max(0, now - view.receive_time.ToMicroseconds()) / 1e6
             for server in view.servers:
-                table.add_row(*_row(view, server, age_seconds))
+                row = _row(view, server, age_seconds)
+                table.add_row(*(row[column.heading] for column in shown))
         session.console.print(table)
         hosts = len(answer.fleet.hosts)
         count = sum(len(view.gpus) for view in answer.fleet.hosts)
@@ -60,9 +62,35 @@ def gpus(
     session.show("gpu_metrics", "GetFleet", request, render)
 
 
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column, and the terminal's width from which on it is shown."""
+
+    heading: str
+    least_width: int = 0
+    justify: Literal["left", "right"] = "right"
+
+
+_COLUMNS = (
+    _Column("server", justify="left"),
+    _Column("state", justify="left"),
+    _Column("host", 90, justify="left"),
+    _Column("type", 110, justify="left"),
+    _Column("zone", 130, justify="left"),
+    _Column("paid", justify="left"),
+    _Column("running"),
+    _Column("waiting", 110),
+    _Column("KV cache"),
+    _Column("GPU busy"),
+    _Column("power", 130),
+    _Column("temp", 130),
+    _Column("age"),
+)
+
+
 def _row(
     view: fleet_pb2.HostView, server: fleet_pb2.ModelServerSample, age_seconds: float
-) -> list[str]:
+) -> dict[str, str]:
     mine = set(server.gpu_uuids)
     gpu = next((each for each in view.gpus if each.gpu_uuid in mine), fleet_pb2.GpuSample())
     state = enum_words(fleet_pb2.ModelServerState.Name(server.state), "MODEL_SERVER_STATE_")
@@ -70,29 +98,33 @@ def _row(
         state = f"[red]silent[/red], was {state}"
     if view.host.HasField("interruption_time"):
         state += ", [magenta]called back[/magenta]"
-    return [
-        tier_label(server.tier),
-        server.server_id,
-        state,
-        view.host.host_id,
-        view.host.instance_type or "-",
-        view.host.availability_zone or "-",
-        enum_words(fleet_pb2.PurchaseOption.Name(view.host.purchase_option), "PURCHASE_OPTION_"),
-        optional_number(server.running_requests, known=server.HasField("running_requests")),
-        optional_number(server.waiting_requests, known=server.HasField("waiting_requests")),
-        optional_number(
+    paid = enum_words(fleet_pb2.PurchaseOption.Name(view.host.purchase_option), "PURCHASE_OPTION_")
+    return {
+        "server": server.server_id,
+        "state": state,
+        "host": view.host.host_id,
+        "type": view.host.instance_type or "-",
+        "zone": view.host.availability_zone or "-",
+        "paid": paid,
+        "running": optional_number(
+            server.running_requests, known=server.HasField("running_requests")
+        ),
+        "waiting": optional_number(
+            server.waiting_requests, known=server.HasField("waiting_requests")
+        ),
+        "KV cache": optional_number(
             server.kv_cache_usage_permille / 10,
             known=server.HasField("kv_cache_usage_permille"),
             unit=" %",
         ),
-        optional_number(
+        "GPU busy": optional_number(
             gpu.utilization_permille / 10, known=gpu.HasField("utilization_permille"), unit=" %"
         ),
-        optional_number(
+        "power": optional_number(
             gpu.power_milliwatts / 1000, known=gpu.HasField("power_milliwatts"), unit=" W"
         ),
-        optional_number(
+        "temp": optional_number(
             gpu.temperature_celsius, known=gpu.HasField("temperature_celsius"), unit=" °C"
         ),
-        f"{age_seconds:.1f} s",
-    ]
+        "age": f"{age_seconds:.1f} s",
+    }

@@ -43,6 +43,7 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 
 DEFAULT_TIMEOUT_SECONDS = 10.0
+_PIPE_WIDTH = 200
 
 _STUBS: Mapping[str, tuple[str, Callable[[grpc.aio.Channel], Any]]] = {
     "gpu_metrics": (
@@ -127,8 +128,9 @@ class Session:
 
     @property
     def console(self) -> Console:
-        """Where tables go."""
-        return Console(highlight=False)
+        """Where tables go: as wide as the terminal, and whole where there is none."""
+        console = Console(highlight=False)
+        return console if console.is_terminal else Console(highlight=False, width=_PIPE_WIDTH)
 
     # --- calls ----------------------------------------------------------------------------------
 
