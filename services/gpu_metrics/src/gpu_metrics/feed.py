@@ -33,8 +33,8 @@ _NOTABLE_OUTCOMES = frozenset(
         ApplyOutcome.IGNORED_SUPERSEDED,
     }
 )
-# Aggregates are computed at most this often for all subscribers together.
-_AGGREGATE_SECONDS = 0.1
+# Subscribers share the aggregates of a revision; the latency windows slide on all the same.
+_AGGREGATE_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)

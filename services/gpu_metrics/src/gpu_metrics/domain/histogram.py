@@ -7,8 +7,10 @@ histograms: averaging the servers' percentiles understates the tail.
 """
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from servicekit.errors import InvalidRequest
@@ -37,11 +39,9 @@ class Histogram:
     def __post_init__(self) -> None:
         if len(self.counts) != len(self.bounds) + 1:
             raise HistogramShapeError("a histogram needs one more count than bounds")
-        if any(count < 0 for count in self.counts):
+        if min(self.counts) < 0:
             raise HistogramShapeError("histogram counts must not be negative")
-        if any(not low < high for low, high in pairwise(self.bounds)) or not all(
-            map(math.isfinite, self.bounds)
-        ):
+        if not _ascend(self.bounds):
             raise HistogramShapeError("histogram bounds must be finite and ascend")
 
     @property
@@ -55,7 +55,7 @@ class Histogram:
             raise HistogramShapeError("only histograms with the same bounds add up exactly")
         return Histogram(
             self.bounds,
-            tuple(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)),
+            tuple(map(operator.add, self.counts, other.counts)),
             self.sum_seconds + other.sum_seconds,
         )
 
@@ -67,8 +67,8 @@ class Histogram:
         """
         if self.bounds != earlier.bounds:
             raise HistogramShapeError("only histograms with the same bounds can be compared")
-        counts = tuple(now - then for now, then in zip(self.counts, earlier.counts, strict=True))
-        if any(count < 0 for count in counts):
+        counts = tuple(map(operator.sub, self.counts, earlier.counts))
+        if min(counts) < 0:
             return None
         return Histogram(self.bounds, counts, max(0.0, self.sum_seconds - earlier.sum_seconds))
 
@@ -87,6 +87,12 @@ class Histogram:
             if reached >= rank:
                 return bound
         return math.inf
+
+
+# All servers of a tier have the same bounds, and every report carries them again.
+@lru_cache(maxsize=256)
+def _ascend(bounds: tuple[float, ...]) -> bool:
+    return all(map(math.isfinite, bounds)) and all(low < high for low, high in pairwise(bounds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +139,9 @@ def merge(histograms: Iterable[Histogram]) -> MergedHistogram | None:
         common = set.intersection(*(set(each) for each in distinct))
         bounds = tuple(sorted(common))
         parts = [coarsen(part, bounds) for part in parts]
-    columns = zip(*(part.counts for part in parts), strict=True)
     merged = Histogram(
         bounds,
-        tuple(sum(column) for column in columns),
+        tuple(map(sum, zip(*(part.counts for part in parts), strict=True))),
         math.fsum(part.sum_seconds for part in parts),
     )
     return MergedHistogram(merged, coarsened=len(distinct) > 1)
