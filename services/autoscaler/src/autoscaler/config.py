@@ -70,7 +70,7 @@ class GoldSettings:
     instance_type: str = _tier("GOLD", "INSTANCE_TYPE", "g5.xlarge", "type that is priced")
     minimum: int = _tier("GOLD", "MINIMUM", 1, "least servers", minimum=0)
     maximum: int = _tier("GOLD", "MAXIMUM", 50, "most servers", minimum=0)
-    capacity_tokens: float = _tier("GOLD", "CAPACITY_TOKENS", 16_000.0, _CAPACITY, minimum=1)
+    capacity_tokens: float = _tier("GOLD", "CAPACITY_TOKENS", 4_000.0, _CAPACITY, minimum=1)
     tokens_per_request: float = _tier(
         "GOLD", "TOKENS_PER_REQUEST", 600.0, "tokens of a request, until measured", minimum=1
     )
@@ -95,7 +95,7 @@ class SilverSettings:
     instance_type: str = _tier("SILVER", "INSTANCE_TYPE", "g5.2xlarge", "type that is priced")
     minimum: int = _tier("SILVER", "MINIMUM", 1, "least servers", minimum=0)
     maximum: int = _tier("SILVER", "MAXIMUM", 30, "most servers", minimum=0)
-    capacity_tokens: float = _tier("SILVER", "CAPACITY_TOKENS", 14_000.0, _CAPACITY, minimum=1)
+    capacity_tokens: float = _tier("SILVER", "CAPACITY_TOKENS", 5_000.0, _CAPACITY, minimum=1)
     tokens_per_request: float = _tier(
         "SILVER", "TOKENS_PER_REQUEST", 700.0, "tokens of a request, until measured", minimum=1
     )
@@ -120,7 +120,7 @@ class BronzeSettings:
     instance_type: str = _tier("BRONZE", "INSTANCE_TYPE", "c5.4xlarge", "type that is priced")
     minimum: int = _tier("BRONZE", "MINIMUM", 0, "least servers", minimum=0)
     maximum: int = _tier("BRONZE", "MAXIMUM", 8, "most servers", minimum=0)
-    capacity_tokens: float = _tier("BRONZE", "CAPACITY_TOKENS", 4_000.0, _CAPACITY, minimum=1)
+    capacity_tokens: float = _tier("BRONZE", "CAPACITY_TOKENS", 1_500.0, _CAPACITY, minimum=1)
     tokens_per_request: float = _tier(
         "BRONZE", "TOKENS_PER_REQUEST", 600.0, "tokens of a request, until measured", minimum=1
     )
