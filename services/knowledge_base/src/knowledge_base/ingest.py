@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -46,7 +46,7 @@ class LoreIngest:
         documents: AsyncIterator[tuple[str, bytes]],
         *,
         remove_missing: bool,
-    ) -> AsyncIterator[IngestedDocument | IngestSummary]:
+    ) -> AsyncGenerator[IngestedDocument | IngestSummary, None]:
         """Stores documents (path, content) as they come, yielding what became of each.
 
         Each document is replaced whole or not at all; one that fails ends the ingest and leaves its

@@ -21,9 +21,6 @@ WHERE e.extname = 'vector'
 -- name: try_lock_collection
 SELECT pg_try_advisory_lock(hashtextextended('knowledge_base.ingest.' || $1, 0))
 
--- name: unlock_collection
-SELECT pg_advisory_unlock(hashtextextended('knowledge_base.ingest.' || $1, 0))
-
 -- name: document_versions
 SELECT path, content_sha256, recipe, chunk_count
 FROM knowledge_base.narrative_documents WHERE collection = $1

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
@@ -51,12 +52,15 @@ class KnowledgeBaseServicer(pb_grpc.KnowledgeBaseServiceServicer):
         first = await anext(requests, None)
         if first is None or first.WhichOneof("step") != "begin":
             raise InvalidRequest("The first message of an ingest must be `begin`.")
-        async for update in self._ingest.ingest(
+        updates = self._ingest.ingest(
             first.begin.collection,
             _documents(requests),
             remove_missing=first.begin.remove_missing,
-        ):
-            yield wire.ingest_message(update)
+        )
+        # Closed at once when the caller leaves, so that the collection is free again.
+        async with aclosing(updates):
+            async for update in updates:
+                yield wire.ingest_message(update)
 
     async def ListDocuments(  # noqa: N802  # named by the proto
         self, request: pb.ListDocumentsRequest, context: Any

@@ -50,15 +50,11 @@ class PostgresLore:
         """
         async with self._database.connection() as connection:
             await self._lock(connection, collection)
-            try:
-                await connection.execute(
-                    f"SET statement_timeout TO {round(_INGEST_STATEMENT_SECONDS * 1000)}"
-                )
-                yield _PostgresIngestSession(connection, collection)
-            finally:
-                if not connection.is_closed():
-                    await connection.execute("RESET statement_timeout")
-                    await connection.fetchval(QUERIES.unlock_collection, collection)
+            await connection.execute(
+                f"SET statement_timeout TO {round(_INGEST_STATEMENT_SECONDS * 1000)}"
+            )
+            # The pool gives up the lock and the setting when the connection goes back to it.
+            yield _PostgresIngestSession(connection, collection)
 
     async def list_documents(
         self, collection: str | None, after: tuple[str, str], limit: int
