@@ -60,7 +60,7 @@ async def test_a_turn_is_told_and_recorded_with_its_citations() -> None:
     turn = await storyteller(memory, narrator).tell(
         "I look for the lamp", player="Ysra", on_text=heard.append
     )
-    assert turn.text == turn.remembered_text == "By the lamp [L1] you see."
+    assert turn.text == "By the lamp [L1] you see."
     assert heard == ["By the lamp ", "[L1] you see."]
     assert turn.recorded
     assert turn.degradations == ()
@@ -91,15 +91,25 @@ async def test_another_worlds_past_is_never_told() -> None:
     assert "lantern" not in narrator.specs[0].messages[0].content
 
 
-async def test_the_same_turn_told_again_is_recorded_once_and_the_first_telling_stands() -> None:
+async def test_the_same_turn_sent_again_is_neither_told_nor_recorded_anew() -> None:
+    memory, narrator = InMemoryStoryMemory(), ScriptedNarrator()
+    teller = storyteller(memory, narrator)
+    first = await teller.tell("I wave", turn_id="t")
+    heard: list[str] = []
+    assert await teller.tell("I wave", turn_id="t", on_text=heard.append) is first
+    assert heard == [first.text]
+    assert len(narrator.specs) == 1
+    assert len(memory.events[WORLD]) == 2
+
+
+async def test_after_a_restart_the_first_telling_of_a_turn_stands_and_that_is_told() -> None:
     memory = InMemoryStoryMemory()
     first = await storyteller(memory).tell("I wave", turn_id="t")
     narrator = ScriptedNarrator(pieces=("Another text.",))
     again = await storyteller(memory, narrator).tell("I wave", turn_id="t")
-    assert len(memory.events[WORLD]) == 2
-    assert again.text == "Another text."
-    assert again.remembered_text == first.text
-    assert again.event_ids == first.event_ids
+    assert again.recorded
+    assert again.degradations == (Degradation.TOLD_BEFORE,)
+    assert told(memory) == [("player", "I wave"), ("narration", first.text)]
 
 
 @pytest.mark.parametrize("how", ["away", "silent"])
@@ -186,7 +196,7 @@ async def test_texts_longer_than_an_event_are_shortened_in_memory_only() -> None
     memory = InMemoryStoryMemory()
     long = "word " * 3000
     turn = await storyteller(memory, ScriptedNarrator(pieces=(long,))).tell("I wave")
-    assert turn.text == turn.remembered_text == long
+    assert turn.text == long
     remembered = told(memory)[1][1]
     assert len(remembered) <= 8000
     assert remembered.endswith("word…")

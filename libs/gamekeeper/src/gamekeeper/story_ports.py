@@ -10,6 +10,7 @@ from typing import Protocol
 from gaming.ai_router.v1 import ai_router_pb2
 
 __all__ = [
+    "AlreadyRecorded",
     "LorePassage",
     "MemoryAway",
     "Narrator",
@@ -20,6 +21,10 @@ __all__ = [
 
 class MemoryAway(Exception):
     """The memory is unreachable, too slow or too busy; the story can go on without it."""
+
+
+class AlreadyRecorded(Exception):
+    """Other events were recorded under this request id before; those stand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +70,11 @@ class StoryMemory(Protocol):
     async def record(
         self, world_id: str, events: Sequence[StoryEvent], request_id: str
     ) -> Sequence[StoryEvent]:
-        """Appends events, once per request id, and returns them as they are remembered."""
+        """Appends events and returns them as they are remembered; a repeat appends nothing.
+
+        Raises:
+            AlreadyRecorded: the request id stands for other events.
+        """
         ...
 
 

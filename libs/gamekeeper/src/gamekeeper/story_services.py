@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC
 
 from gamekeeper.call_errors import CallFailed, calls_to
-from gamekeeper.story_ports import LorePassage, MemoryAway, StoryEvent
+from gamekeeper.story_ports import AlreadyRecorded, LorePassage, MemoryAway, StoryEvent
 from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as kb
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc
@@ -15,6 +15,7 @@ from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc
 __all__ = ["KnowledgeBaseMemory", "RouterNarrator"]
 
 _LONGEST_QUERY_CHARACTERS = 2000
+_REQUEST_ID_REUSED = "REQUEST_ID_REUSED"
 
 
 class KnowledgeBaseMemory:
@@ -64,7 +65,7 @@ class KnowledgeBaseMemory:
     async def record(
         self, world_id: str, events: Sequence[StoryEvent], request_id: str
     ) -> Sequence[StoryEvent]:
-        """Appends events, once per request id, and returns them as they are remembered."""
+        """Appends events and returns them as they are remembered; a repeat appends nothing."""
         request = kb.RecordEventsRequest(
             world_id=world_id,
             request_id=request_id,
@@ -73,8 +74,13 @@ class KnowledgeBaseMemory:
                 for event in events
             ],
         )
-        with _memory_calls():
-            response = await self._stub.RecordEvents(request, timeout=self._timeout_seconds)
+        try:
+            with _memory_calls():
+                response = await self._stub.RecordEvents(request, timeout=self._timeout_seconds)
+        except CallFailed as failure:
+            if failure.reason == _REQUEST_ID_REUSED:
+                raise AlreadyRecorded from failure
+            raise
         return [_event(event) for event in response.events]
 
 

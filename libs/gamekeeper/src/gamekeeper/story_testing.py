@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from gamekeeper.story_ports import LorePassage, MemoryAway, StoryEvent
+from gamekeeper.story_ports import AlreadyRecorded, LorePassage, MemoryAway, StoryEvent
 from gaming.ai_router.v1 import ai_router_pb2
 
 __all__ = ["InMemoryStoryMemory", "ScriptedNarrator"]
@@ -66,7 +66,10 @@ class InMemoryStoryMemory:
             ]
             kept.extend(stored)
             self._requests[key] = stored
-        return self._requests[key]
+        known = self._requests[key]
+        if [event.text for event in known] != [event.text for event in events]:
+            raise AlreadyRecorded
+        return known
 
     async def _be_there(self) -> None:
         if self.silent:

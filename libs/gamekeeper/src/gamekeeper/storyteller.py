@@ -2,27 +2,29 @@
 
 A turn recalls what matters to what the player does, tells what follows through the router, and
 records both, so that the next turn, in this process or in one after a restart, knows of it. A turn
-is recorded once, however often it is sent. When the memory is away the story goes on without it and
-says so; what could not be recorded is kept, within bounds, and recorded before the next turn.
+is told and recorded once, however often it is sent. When the memory is away the story goes on
+without it and says so; what could not be recorded is kept, within bounds, and recorded before the
+next turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import deque
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TypeVar
 
 import structlog
 
 from gamekeeper.call_errors import CallFailed
-from gamekeeper.story_context import Citation, ContextShares, StoryContext, gather_context
-from gamekeeper.story_ports import MemoryAway, Narrator, StoryEvent, StoryMemory
+from gamekeeper.story_context import ContextShares, StoryContext, gather_context
+from gamekeeper.story_ports import MemoryAway, Narrator, StoryMemory
 from gamekeeper.story_prompt import DEFAULT_INSTRUCTIONS, build_messages
+from gamekeeper.story_recorder import TurnRecorder
+from gamekeeper.story_turn import ContextReady, Degradation, StoryPiece, StoryTurn, TurnStep
 from gaming.ai_router.v1 import ai_router_pb2
 from gaming.common.v1 import tier_pb2
 
@@ -40,23 +42,8 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-PLAYER_EVENT = "player"
-NARRATION_EVENT = "narration"
-
-# A story event may have 8,000 characters in the knowledge base.
-_LONGEST_EVENT_CHARACTERS = 8000
-# Names a turn's record, so that the same turn is recorded once.
-_TURN_NAMESPACE = uuid.UUID("0e0b1f0a-3c83-4d36-9b06-5c9f4a1f2d77")
-
-
-class Degradation(Enum):
-    """What a turn had to do without."""
-
-    NO_RECENT = "the latest events could not be read"
-    NO_RECALL = "memories could not be recalled"
-    NO_LORE = "the lore could not be searched"
-    NOT_RECORDED = "the turn is not recorded yet; it is tried again before the next one"
-    RECORD_LOST = "more turns wait to be recorded than are kept; the oldest was given up"
+# Turns whose telling is kept, so that one sent again is not told anew.
+_REMEMBERED_TURNS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,59 +81,6 @@ class StorytellerPolicy:
     pending_turns: int = 100
 
 
-@dataclass(frozen=True, slots=True)
-class ContextReady:
-    """The narrator is about to begin; this is what it is told of the past."""
-
-    context: StoryContext
-
-
-@dataclass(frozen=True, slots=True)
-class StoryPiece:
-    """The next piece of the text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoryTurn:
-    """A whole turn.
-
-    Attributes:
-        turn_id: names it; telling it again under this name records nothing more.
-        text: what was told.
-        remembered_text: the telling that the memory has; it differs from `text` when the turn was
-            recorded before under the same name, and then it is the one that stands.
-        citations: what the narrator was told of the past, each with its source.
-        cited: those of them that the text names by their labels.
-        route: where it was generated.
-        end: tokens and times.
-        recorded: the turn is in the memory.
-        event_ids: its events there, the player's first; empty while it is not recorded.
-        degradations: what it had to do without.
-    """
-
-    turn_id: str
-    text: str
-    remembered_text: str
-    citations: tuple[Citation, ...]
-    cited: tuple[Citation, ...]
-    route: ai_router_pb2.RouteTaken
-    end: ai_router_pb2.GenerationEnd
-    recorded: bool
-    event_ids: tuple[str, ...]
-    degradations: tuple[Degradation, ...]
-
-
-TurnStep = ContextReady | StoryPiece | StoryTurn
-
-
-@dataclass(frozen=True, slots=True)
-class _Record:
-    request_id: str
-    events: tuple[StoryEvent, ...]
-
-
 class Storyteller:
     """Tells the story of one world. One turn at a time; a second one waits for the first."""
 
@@ -165,12 +99,18 @@ class Storyteller:
         self._policy = policy or StorytellerPolicy()
         self._make_turn_id = make_turn_id
         self._turn = asyncio.Lock()
-        self._pending: deque[_Record] = deque()
+        self._told: OrderedDict[str, StoryTurn] = OrderedDict()
+        self._recorder = TurnRecorder(
+            memory,
+            world_id,
+            timeout_seconds=self._policy.memory_seconds,
+            pending_limit=self._policy.pending_turns,
+        )
 
     @property
     def pending_turns(self) -> int:
         """Turns that were told but could not be recorded yet."""
-        return len(self._pending)
+        return self._recorder.pending
 
     async def tell(
         self,
@@ -191,6 +131,7 @@ class Storyteller:
         Raises:
             CallFailed: the router has no answer (its `reason` says why), or the knowledge base
                 refuses, for example because the world does not exist.
+            ValueError: the player does and says nothing.
         """
         turn: StoryTurn | None = None
         async with aclosing(self.stream(action, player=player, turn_id=turn_id)) as steps:
@@ -212,52 +153,68 @@ class Storyteller:
         """
         if not action.strip():
             raise ValueError("a turn needs something that the player does or says")
-        turn_id = turn_id or self._make_turn_id()
         async with self._turn:
-            missing: set[Degradation] = set()
-            await self._record_pending()
-            context = await self._remember(action, missing)
-            yield ContextReady(context)
-            pieces: list[str] = []
-            route = ai_router_pb2.RouteTaken()
-            end = ai_router_pb2.GenerationEnd()
-            answer = self._narrator.generate(
-                turn_id, self._spec(action, player, context), self._policy.turn_seconds
-            )
-            async with aclosing(answer) as responses:
-                async for response in responses:
-                    match response.WhichOneof("event"):
-                        case "route":
-                            route = response.route
-                        case "delta":
-                            pieces.append(response.delta.text)
-                            yield StoryPiece(response.delta.text)
-                        case "end":
-                            end = response.end
-            text = "".join(pieces)
-            recorded = await self._record(turn_id, action, player, text, missing)
-            yield StoryTurn(
-                turn_id=turn_id,
-                text=text,
-                remembered_text=_telling(recorded, text),
-                citations=context.citations,
-                cited=tuple(c for c in context.citations if f"[{c.label}]" in text),
-                route=route,
-                end=end,
-                recorded=bool(recorded),
-                event_ids=tuple(event.event_id for event in recorded),
-                degradations=tuple(sorted(missing, key=list(Degradation).index)),
-            )
+            told = self._told.get(turn_id)
+            if told is not None:
+                yield ContextReady(told.context)
+                yield StoryPiece(told.text)
+                yield told
+                return
+            steps = self._tell_anew(action, player, turn_id or self._make_turn_id())
+            async with aclosing(steps):
+                async for step in steps:
+                    yield step
 
     async def flush(self) -> int:
         """Tries to record what is pending; returns how many turns still are."""
         async with self._turn:
-            await self._record_pending()
-            return len(self._pending)
+            return await self._recorder.flush()
+
+    # Telling
+
+    async def _tell_anew(
+        self, action: str, player: str, turn_id: str
+    ) -> AsyncGenerator[TurnStep, None]:
+        losses: set[Degradation] = set()
+        await self._recorder.flush()
+        context = await self._remember(action, losses)
+        yield ContextReady(context)
+        pieces: list[str] = []
+        route = ai_router_pb2.RouteTaken()
+        end = ai_router_pb2.GenerationEnd()
+        spec = self._spec(action, player, context)
+        answer = self._narrator.generate(turn_id, spec, self._policy.turn_seconds)
+        async with aclosing(answer) as responses:
+            async for response in responses:
+                match response.WhichOneof("event"):
+                    case "route":
+                        route = response.route
+                    case "delta":
+                        pieces.append(response.delta.text)
+                        yield StoryPiece(response.delta.text)
+                    case "end":
+                        end = response.end
+        text = "".join(pieces)
+        outcome = await self._recorder.record(turn_id, action, player, text)
+        losses |= outcome.losses
+        turn = StoryTurn(
+            turn_id=turn_id,
+            text=text,
+            context=context,
+            route=route,
+            end=end,
+            recorded=outcome.recorded,
+            event_ids=outcome.event_ids,
+            degradations=tuple(loss for loss in Degradation if loss in losses),
+        )
+        self._told[turn_id] = turn
+        if len(self._told) > _REMEMBERED_TURNS:
+            self._told.popitem(last=False)
+        yield turn
 
     # Remembering
 
-    async def _remember(self, action: str, missing: set[Degradation]) -> StoryContext:
+    async def _remember(self, action: str, losses: set[Degradation]) -> StoryContext:
         policy, memory = self._policy, self._memory
         refusals: list[CallFailed] = []
         async with asyncio.TaskGroup() as group:
@@ -265,7 +222,7 @@ class Storyteller:
                 self._or_without(
                     memory.recent(self.world_id, policy.recent_events),
                     Degradation.NO_RECENT,
-                    missing,
+                    losses,
                     refusals,
                 )
             )
@@ -273,7 +230,7 @@ class Storyteller:
                 self._or_without(
                     memory.recall(self.world_id, action, policy.recalled_events),
                     Degradation.NO_RECALL,
-                    missing,
+                    losses,
                     refusals,
                 )
             )
@@ -281,7 +238,7 @@ class Storyteller:
                 self._or_without(
                     memory.search(action, policy.lore_passages),
                     Degradation.NO_LORE,
-                    missing,
+                    losses,
                     refusals,
                 )
             )
@@ -299,20 +256,18 @@ class Storyteller:
         self,
         asked: Awaitable[Sequence[T]],
         loss: Degradation,
-        missing: set[Degradation],
+        losses: set[Degradation],
         refusals: list[CallFailed],
     ) -> Sequence[T]:
         try:
             async with asyncio.timeout(self._policy.memory_seconds):
                 return await asked
         except (MemoryAway, TimeoutError):
-            missing.add(loss)
+            losses.add(loss)
             log.warning("memory_away", world_id=self.world_id, loss=loss.name)
         except CallFailed as failure:
             refusals.append(failure)
         return ()
-
-    # Telling
 
     def _spec(
         self, action: str, player: str, context: StoryContext
@@ -327,60 +282,3 @@ class Storyteller:
             # Turns of one world begin with the same text, which its server may still have at hand.
             affinity_key=f"world:{self.world_id}",
         )
-
-    # Recording
-
-    async def _record(
-        self, turn_id: str, action: str, player: str, text: str, missing: set[Degradation]
-    ) -> Sequence[StoryEvent]:
-        participants = (player,) if player else ()
-        said = [(action, PLAYER_EVENT), (text, NARRATION_EVENT)]
-        events = tuple(
-            StoryEvent(text=_shortened(words), kind=kind, participants=participants)
-            for words, kind in said
-            if words.strip()
-        )
-        request_id = str(uuid.uuid5(_TURN_NAMESPACE, f"{self.world_id}\n{turn_id}"))
-        record = _Record(request_id, events)
-        if not self._pending:
-            recorded = await self._try_record(record)
-            if recorded is not None:
-                return recorded
-        # Order matters to a story: behind a pending turn this one waits too.
-        missing.add(Degradation.NOT_RECORDED)
-        if len(self._pending) >= self._policy.pending_turns:
-            self._pending.popleft()
-            missing.add(Degradation.RECORD_LOST)
-            log.error("turn_given_up", world_id=self.world_id)
-        self._pending.append(record)
-        return ()
-
-    async def _record_pending(self) -> None:
-        while self._pending:
-            try:
-                if await self._try_record(self._pending[0]) is None:
-                    return
-            except CallFailed as failure:
-                # It would be refused for ever and hold up all turns after it.
-                log.exception("turn_refused", world_id=self.world_id, reason=failure.reason)
-            self._pending.popleft()
-
-    async def _try_record(self, record: _Record) -> Sequence[StoryEvent] | None:
-        try:
-            async with asyncio.timeout(self._policy.memory_seconds):
-                return await self._memory.record(self.world_id, record.events, record.request_id)
-        except (MemoryAway, TimeoutError):
-            return None
-
-
-def _telling(recorded: Sequence[StoryEvent], text: str) -> str:
-    """Returns the narration the memory has; `text` itself where only its length differs."""
-    remembered = next((event.text for event in recorded if event.kind == NARRATION_EVENT), text)
-    return text if remembered == _shortened(text) else remembered
-
-
-def _shortened(text: str) -> str:
-    if len(text) <= _LONGEST_EVENT_CHARACTERS:
-        return text
-    cut = text[: _LONGEST_EVENT_CHARACTERS - 1]
-    return cut[: cut.rfind(" ")].rstrip() + "…" if " " in cut else cut + "…"

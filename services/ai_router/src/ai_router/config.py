@@ -24,21 +24,22 @@ __all__ = ["AiRouterSettings", "TierSettings"]
 class TierSettings:
     """What one server of each tier carries, and how long callers wait.
 
-    The capacities are those that the autoscaler starts from, for the reference hosts (g5.xlarge,
-    g5.2xlarge, c5.4xlarge): tokens in flight, prompts and expected answers, above which a server is
-    given no more. What a server really carries depends on the length of prompts and on its prefix
-    cache: measure it, and give both services the same figure.
+    A capacity is the tokens in flight, prompts and expected answers, above which a server is given
+    no more: the momentary peak (P95) at the load where the tier's latency target is just met, by
+    simulation of the reference hosts (g5.xlarge, g5.2xlarge, c5.4xlarge) with short dialogue. The
+    autoscaler plans with the mean at the same load, which is about half of it. What a server really
+    carries depends on the length of prompts and on its prefix cache: measure it, and tell both.
     """
 
     gold_capacity_tokens: int = setting(
         "AI_ROUTER_GOLD_CAPACITY_TOKENS",
-        default=16_000,
+        default=8_000,
         minimum=1,
         help="tokens one Gold server carries within its latency target",
     )
     silver_capacity_tokens: int = setting(
         "AI_ROUTER_SILVER_CAPACITY_TOKENS",
-        default=14_000,
+        default=11_000,
         minimum=1,
         help="tokens one Silver server carries within its latency target",
     )

@@ -31,9 +31,10 @@ __all__ = ["RunningRouter", "run_router"]
 
 @dataclass(frozen=True, slots=True)
 class RunningRouter:
-    """The router, its channel and its generated client."""
+    """The router, where it listens, its channel and its generated client."""
 
     router: Router
+    address: str
     channel: grpc.aio.Channel
     stub: ai_router_pb2_grpc.AiRouterServiceAsyncStub
 
@@ -65,14 +66,19 @@ async def run_router(
         servicer,
         ai_router_pb2.DESCRIPTOR.services_by_name["AiRouterService"],
     )
-    async with client, serve_for_test([registration]) as (_, channel), asyncio.TaskGroup() as group:
+    async with (
+        client,
+        serve_for_test([registration]) as (server, channel),
+        asyncio.TaskGroup() as group,
+    ):
         tasks = [
             group.create_task(router.follow(source)),
             group.create_task(router.check_queues()),
             group.create_task(demand.run()),
         ]
         try:
-            yield RunningRouter(router, channel, ai_router_pb2_grpc.AiRouterServiceStub(channel))
+            stub = ai_router_pb2_grpc.AiRouterServiceStub(channel)
+            yield RunningRouter(router, server.address, channel, stub)
         finally:
             for task in tasks:
                 task.cancel()
