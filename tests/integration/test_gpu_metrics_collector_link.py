@@ -1,0 +1,145 @@
+"""An agent's link to one collector, against collectors that are slow, silent or refuse."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
+from gpu_metrics.adapters.collector_link import CollectorLink
+from gpu_metrics.domain.readings import Host, HostReport
+from servicekit.clock import SystemClock
+from servicekit.errors import ResourceExhausted
+from servicekit.server import ServiceRegistration
+from servicekit.telemetry import Telemetry
+from servicekit.testing import serve_for_test
+
+
+class ScriptedCollector(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
+    """Takes reports; acknowledges while `acknowledging` is set, refuses while `refusing` is."""
+
+    def __init__(self) -> None:
+        self.received: list[gpu_metrics_pb2.StreamReportsRequest] = []
+        self.streams = 0
+        self.refusing = False
+        self.acknowledging = asyncio.Event()
+        self.changed = asyncio.Event()
+
+    async def StreamReports(  # noqa: N802  # the method's name in the protocol
+        self, request_iterator: AsyncIterator[gpu_metrics_pb2.StreamReportsRequest], context: Any
+    ) -> AsyncIterator[gpu_metrics_pb2.StreamReportsResponse]:
+        self.streams += 1
+        async for request in request_iterator:
+            if self.refusing:
+                self.refusing = False
+                raise ResourceExhausted("full")
+            self.received.append(request)
+            self.changed.set()
+            await self.acknowledging.wait()
+            yield gpu_metrics_pb2.StreamReportsResponse(
+                boot_id=request.boot_id, acknowledged_sequence=request.sequence
+            )
+
+    async def has_received(self, count: int) -> None:
+        async with asyncio.timeout(20):
+            while len(self.received) < count:
+                self.changed.clear()
+                await self.changed.wait()
+
+    @property
+    def instance_types(self) -> list[str]:
+        return [request.host.instance_type for request in self.received]
+
+
+@asynccontextmanager
+async def linked(
+    collector: ScriptedCollector, *, acknowledge_timeout_seconds: float = 10.0
+) -> AsyncIterator[CollectorLink]:
+    registration = ServiceRegistration.of(
+        gpu_metrics_pb2_grpc.add_GpuReportServiceServicer_to_server,
+        collector,
+        gpu_metrics_pb2.DESCRIPTOR.services_by_name["GpuReportService"],
+    )
+    async with serve_for_test([registration]) as (_, channel):
+        link = CollectorLink(
+            channel,
+            name="collector",
+            clock=SystemClock(),
+            jitter=random.Random(7),  # noqa: S311  # spreads retries, no secret
+            telemetry=Telemetry("test"),
+            acknowledge_timeout_seconds=acknowledge_timeout_seconds,
+            first_backoff_seconds=0.02,
+            maximum_backoff_seconds=0.1,
+        )
+        running = asyncio.ensure_future(link.run())
+        yield link
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def report(name: str, *, leaving: bool = False) -> HostReport:
+    """A report that is told from others by its instance type."""
+    return HostReport(
+        host=Host(host_id="i-1", instance_type=name),
+        boot_id="boot",
+        sequence=1,
+        sample_time=datetime(2026, 1, 1, tzinfo=UTC),
+        leaving=leaving,
+    )
+
+
+async def test_while_a_collector_is_slow_only_the_newest_report_waits() -> None:
+    collector = ScriptedCollector()
+    async with linked(collector) as link:
+        link.offer(report("first"))
+        await collector.has_received(1)
+        for name in ("second", "third", "newest"):
+            link.offer(report(name))
+        collector.acknowledging.set()
+        async with asyncio.timeout(20):
+            await link.delivered()
+    assert collector.instance_types == ["first", "newest"]
+    assert [request.sequence for request in collector.received] == [1, 2]
+
+
+async def test_a_report_that_is_not_acknowledged_is_sent_again_on_another_stream() -> None:
+    collector = ScriptedCollector()
+    async with linked(collector, acknowledge_timeout_seconds=0.3) as link:
+        link.offer(report("only"))
+        await collector.has_received(2)
+        collector.acknowledging.set()
+        async with asyncio.timeout(20):
+            await link.delivered()
+    assert set(collector.instance_types) == {"only"}
+    assert collector.streams >= 2
+    sequences = [request.sequence for request in collector.received]
+    assert sequences == sorted(set(sequences))
+
+
+async def test_a_newer_report_takes_the_place_of_one_that_was_not_acknowledged() -> None:
+    collector = ScriptedCollector()
+    async with linked(collector, acknowledge_timeout_seconds=0.3) as link:
+        link.offer(report("old"))
+        await collector.has_received(1)
+        link.offer(report("new", leaving=True))
+        await collector.has_received(2)
+        collector.acknowledging.set()
+        async with asyncio.timeout(20):
+            await link.delivered()
+    assert collector.instance_types[:2] == ["old", "new"]
+    assert "old" not in collector.instance_types[1:]
+    assert collector.received[-1].leaving
+
+
+async def test_a_refused_report_is_offered_again_after_a_pause() -> None:
+    collector = ScriptedCollector()
+    collector.refusing = True
+    collector.acknowledging.set()
+    async with linked(collector) as link:
+        link.offer(report("only"))
+        async with asyncio.timeout(20):
+            await link.delivered()
+    assert collector.instance_types == ["only"]
+    assert collector.streams == 2
