@@ -6,7 +6,7 @@ EC2's own latency (pending → running) belongs to the cloud model; these phases
 
 Baked images (everything on the disk image) measured 1-2 minutes from the launch call to ready,
 unbaked ones 10-12. The split over phases is an assumption that adds up to that: boot 25 s; a
-10 GB inference image at about 40 MB/s net of decompression; weights at 400 MB/s from a baked
+10 GB inference image at about 33 MB/s net of decompression; weights at 400 MB/s from a baked
 volume or 30 MB/s from object storage; warm-up (memory profiling and graph capture) 20 s. Each
 phase varies log-normally with sigma 0.2.
 """
@@ -118,7 +118,7 @@ def unbaked(weights_gb: float) -> ColdStartProfile:
     """Return the cold start of a host that pulls the container and downloads the weights."""
     return ColdStartProfile(
         boot_seconds=45.0,
-        image_pull_seconds=250.0,
+        image_pull_seconds=300.0,
         weights_load_seconds=weights_gb * 1000 / _REMOTE_WEIGHTS_MB_PER_SECOND,
         warm_up_seconds=60.0,
     )

@@ -4,7 +4,8 @@ One decode step of a continuous batch reads the weights once and every sequence'
 
     step = base + per_sequence x running + per_kv_token x context tokens
 
-and a step that also prefills a chunk takes `chunk / prefill_tokens_per_second` longer. This is
+and a step that also computes prompts takes `uncached tokens / prefill_tokens_per_second` longer;
+`prefill_chunk_tokens` bounds how many one step takes on. This is
 the usual roofline account of decoding (memory bound) and prefill (compute bound), e.g. Pope et
 al., "Efficiently Scaling Transformer Inference", 2022.
 
@@ -68,18 +69,13 @@ class ModelServerProfile:
         """How many tokens of context the KV cache holds."""
         return self.kv_cache_blocks * self.kv_block_tokens
 
-    def step_seconds(
-        self, running: int, context_tokens: float, *, prefilling: bool = False
-    ) -> float:
-        """Return how long one engine step takes with this batch."""
-        step = (
+    def step_seconds(self, running: int, context_tokens: float) -> float:
+        """Return how long one engine step without a prefill takes with this batch."""
+        return (
             self.step_base_seconds
             + self.step_per_sequence_seconds * running
             + self.step_per_kv_token_seconds * context_tokens
         )
-        if prefilling:
-            step += self.prefill_chunk_tokens / self.prefill_tokens_per_second
-        return step
 
     def sustainable_requests_per_second(
         self, *, uncached_prompt_tokens: float, context_tokens: float, output_tokens: float
@@ -126,7 +122,7 @@ GOLD = ModelServerProfile(
     step_per_sequence_seconds=0.00004,
     step_per_kv_token_seconds=0.00000024,
     prefill_tokens_per_second=6500.0,
-    prefill_chunk_tokens=512,
+    prefill_chunk_tokens=2048,
     cold_start=baked(6.4),
     target_time_per_token_seconds=0.016,
 )
@@ -143,7 +139,7 @@ SILVER = ModelServerProfile(
     step_per_sequence_seconds=0.00004,
     step_per_kv_token_seconds=0.00000027,
     prefill_tokens_per_second=2900.0,
-    prefill_chunk_tokens=512,
+    prefill_chunk_tokens=2048,
     cold_start=baked(14.5),
     target_time_per_token_seconds=0.045,
 )
@@ -160,7 +156,7 @@ BRONZE = ModelServerProfile(
     step_per_sequence_seconds=0.012,
     step_per_kv_token_seconds=0.0000019,
     prefill_tokens_per_second=47.0,
-    prefill_chunk_tokens=64,
+    prefill_chunk_tokens=512,
     cold_start=baked(4.7),
     target_time_per_token_seconds=0.25,
 )

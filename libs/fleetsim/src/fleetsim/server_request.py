@@ -15,8 +15,7 @@ class RequestState(Enum):
 
     NEW = "new"
     WAITING = "waiting"
-    PREFILLING = "prefilling"
-    DECODING = "decoding"
+    RUNNING = "running"
     FINISHED = "finished"
     ABORTED = "aborted"
 
@@ -64,7 +63,7 @@ class ServerRequest:
 class ServerLoad:
     """A model server's load at one moment, as its metrics would show it.
 
-    `waiting_tokens` are the prompt tokens not yet prefilled, the one in progress included.
+    `waiting_tokens` are the prompt tokens of waiting requests.
     """
 
     running: int
