@@ -202,7 +202,7 @@ async def test_a_role_counts_only_as_the_one_uri_name_of_a_certificate(
         channel_as(server, files) as channel,
     ):
         assert await code_of(stub_of(channel).GetTier(GOLD)) is grpc.StatusCode.UNAUTHENTICATED
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
 
 
@@ -232,7 +232,7 @@ def forge(
     return files
 
 
-async def list_services(channel: grpc.aio.Channel) -> grpc.StatusCode:
+async def list_services(channel: Any) -> grpc.StatusCode:
     stub: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
     request = reflection_pb2.ServerReflectionRequest(list_services="")
 

@@ -26,7 +26,9 @@ from servicekit.clock import SystemClock
 from servicekit.errors import FieldViolation, InvalidRequest, NotFound
 from servicekit.server import RpcServer, ServerSettings, ServiceRegistration
 from servicekit.settings import SettingsError, load_settings
+from servicekit.streams import ResumableLog
 from servicekit.testing import serve_for_test, servicer_with
+from servicekit.watching import watch
 
 SERVICE = "gaming.autoscaler.v1.AutoscalerService"
 GOLD = autoscaler_pb2.GetTierRequest(tier=tier_pb2.TIER_GOLD)
@@ -54,8 +56,18 @@ def collector_with(**methods: Any) -> ServiceRegistration:
     )
 
 
+def stub(kind: Any, channel: Any) -> Any:
+    """The type stubs of these services know the blocking channel only."""
+    return kind(channel)
+
+
 def stub_of(channel: grpc.aio.Channel) -> autoscaler_pb2_grpc.AutoscalerServiceAsyncStub:
-    return autoscaler_pb2_grpc.AutoscalerServiceStub(channel)  # type: ignore[return-value]  # grpcio-stubs know the blocking one
+    return autoscaler_pb2_grpc.AutoscalerServiceStub(channel)
+
+
+def raw(channel: Any, path: str, kind: str = "unary_unary") -> Any:
+    """A method that sends bytes as they are."""
+    return getattr(channel, kind)(path)
 
 
 async def answer(request: Any, context: Any) -> Any:
@@ -185,14 +197,14 @@ class TestErrors:
 
     async def test_an_unknown_method_is_unimplemented(self) -> None:
         async with serve_for_test([autoscaler_with()]) as (_, channel):
-            error = await failure_of(channel.unary_unary(f"/{SERVICE}/Nothing")(b""))
+            error = await failure_of(raw(channel, f"/{SERVICE}/Nothing")(b""))
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 class TestRequests:
     async def test_malformed_bytes_are_an_invalid_argument_without_python_text(self) -> None:
         async with serve_for_test([autoscaler_with(GetTier=answer)]) as (_, channel):
-            error = await failure_of(channel.unary_unary(f"/{SERVICE}/GetTier")(b"\xff\xff\xff"))
+            error = await failure_of(raw(channel, f"/{SERVICE}/GetTier")(b"\xff\xff\xff"))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert reason_of(error) == "INVALID_REQUEST"
         for python_text in ("DecodeError", "Traceback", "Exception", "parsing", "google"):
@@ -206,7 +218,7 @@ class TestRequests:
         registration = collector_with(StreamReports=read)
         async with serve_for_test([registration]) as (_, channel):
             path = f"/{registration.full_name}/StreamReports"
-            error = await failure_of(channel.stream_stream(path)(iter([b"\xff\xff\xff"])))
+            error = await failure_of(raw(channel, path, "stream_stream")(iter([b"\xff\xff\xff"])))
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
     async def test_validation_lists_every_wrong_field(self) -> None:
@@ -229,7 +241,7 @@ class TestRequests:
     async def test_an_oversized_message_is_refused(self) -> None:
         async with serve_for_test([autoscaler_with(GetTier=answer)]) as (_, channel):
             error = await failure_of(
-                channel.unary_unary(f"/{SERVICE}/GetTier")(b"\x00" * (1024 * 1024 + 1))
+                raw(channel, f"/{SERVICE}/GetTier")(b"\x00" * (1024 * 1024 + 1))
             )
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -453,7 +465,7 @@ class TestHealth:
         )
         await server.start()
         async with open_channel(server.address) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health = stub(health_pb2_grpc.HealthStub, channel)
             request = health_pb2.HealthCheckRequest(service=SERVICE)
             states = health_pb2.HealthCheckResponse
             assert (await health.Check(request)).status == states.NOT_SERVING
@@ -465,14 +477,15 @@ class TestHealth:
             await server.set_serving(True)
             watched = aiter(health.Watch(request, timeout=10))
             assert (await anext(watched)).status == states.SERVING
-            stopping = asyncio.create_task(server.stop(2))
+            stopping = asyncio.create_task(server.stop(30))
             assert (await anext(watched)).status == states.NOT_SERVING
-        await stopping
+            # The watcher stays connected for as long as it likes; that does not hold up the stop.
+            await asyncio.wait_for(stopping, 5)
 
     async def test_health_of_an_unknown_service_is_not_found(self) -> None:
         async with serve_for_test([autoscaler_with()]) as (_, channel):
             error = await failure_of(
-                health_pb2_grpc.HealthStub(channel).Check(
+                stub(health_pb2_grpc.HealthStub, channel).Check(
                     health_pb2.HealthCheckRequest(service="no.Such")
                 )
             )
@@ -508,10 +521,10 @@ def run_probe(address: str) -> subprocess.CompletedProcess[str]:
 class TestInspection:
     async def test_reflection_lists_the_services_on_the_serving_port(self) -> None:
         async with serve_for_test([autoscaler_with()]) as (_, channel):
-            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            reflection = stub(reflection_pb2_grpc.ServerReflectionStub, channel)
             request = reflection_pb2.ServerReflectionRequest(list_services="")
             names: set[str] = set()
-            async for response in stub.ServerReflectionInfo(iter([request])):
+            async for response in reflection.ServerReflectionInfo(iter([request])):
                 names |= {item.name for item in response.list_services_response.service}
         assert {SERVICE, "grpc.health.v1.Health"} <= names
 
@@ -521,11 +534,11 @@ class TestInspection:
         ) as (server, channel):
             await stub_of(channel).GetTier(GOLD)
             async with open_channel(f"127.0.0.1:{server.admin_port}") as admin:
-                servers = await channelz_pb2_grpc.ChannelzStub(admin).GetServers(
+                servers = await stub(channelz_pb2_grpc.ChannelzStub, admin).GetServers(
                     channelz_pb2.GetServersRequest(start_server_id=0)
                 )
             error = await failure_of(
-                channelz_pb2_grpc.ChannelzStub(channel).GetServers(
+                stub(channelz_pb2_grpc.ChannelzStub, channel).GetServers(
                     channelz_pb2.GetServersRequest(start_server_id=0)
                 )
             )
@@ -687,7 +700,124 @@ class TestRetries:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with open_channel(f"127.0.0.1:{port}") as channel:
-            stub: Any = getattr(ai_router_pb2_grpc, f"{descriptor.name}Stub")(channel)
-            await failure_of(stub.GenerateOnce(ai_router_pb2.GenerateOnceRequest()))
+            router: Any = getattr(ai_router_pb2_grpc, f"{descriptor.name}Stub")(channel)
+            await failure_of(router.GenerateOnce(ai_router_pb2.GenerateOnceRequest()))
         await server.stop(0)
         assert count == 1
+
+
+class TestWatching:
+    """watch() and ResumableLog, joined by a real connection."""
+
+    async def test_a_restarted_server_loses_nothing_that_its_successor_knows(self) -> None:
+        log: ResumableLog[int] = ResumableLog(clock=SystemClock(), epoch="run1")
+
+        async def feed(request: Any, context: Any) -> AsyncIterator[Any]:
+            async for step in log.subscribe(request.resume_token):
+                decision = autoscaler_pb2.Decision(desired=step.item) if step.item else None
+                yield autoscaler_pb2.WatchDecisionsResponse(
+                    resume_token=step.token, decision=decision
+                )
+
+        registration = autoscaler_with(WatchDecisions=feed)
+        first_token = log.latest_token
+        log.publish(1)
+        async with serve_for_test([registration]) as (server, _):
+            address = server.address
+            channel = open_channel(address)
+            messages = watch(
+                lambda token: stub_of(channel).WatchDecisions(
+                    autoscaler_pb2.WatchDecisionsRequest(resume_token=token or first_token)
+                ),
+                token_of=lambda message: message.resume_token,
+                clock=SystemClock(),
+                name="decisions",
+            )
+            assert (await anext(messages)).decision.desired == 1
+        log.publish(2)  # while no server is there
+        waiting = asyncio.ensure_future(read_desired(messages))
+        async with serve_for_test([registration], GAMEKEEPER_LISTEN_ADDRESS=address):
+            assert await asyncio.wait_for(waiting, 10) == 2
+            log.publish(3)
+            assert await asyncio.wait_for(read_desired(messages), 5) == 3
+            await messages.aclose()
+            await channel.close()
+
+    async def test_ending_a_watch_cancels_the_call_on_the_server(self) -> None:
+        log: ResumableLog[int] = ResumableLog(clock=SystemClock(), epoch="run1")
+        ended = asyncio.Event()
+
+        async def feed(request: Any, context: Any) -> AsyncIterator[Any]:
+            try:
+                async for step in log.subscribe(request.resume_token):
+                    yield autoscaler_pb2.WatchDecisionsResponse(resume_token=step.token)
+            finally:
+                ended.set()
+
+        async with serve_for_test([autoscaler_with(WatchDecisions=feed)]) as (_, channel):
+            messages = watch(
+                lambda token: stub_of(channel).WatchDecisions(
+                    autoscaler_pb2.WatchDecisionsRequest(resume_token=token or "run1.0")
+                ),
+                token_of=lambda message: message.resume_token,
+                clock=SystemClock(),
+                name="decisions",
+            )
+            log.publish(1)
+            await anext(messages)
+            assert not ended.is_set()
+            await messages.aclose()
+            await asyncio.wait_for(ended.wait(), 1)
+
+    async def test_a_silent_stream_is_cancelled_on_the_server(self) -> None:
+        opened, ended = asyncio.Queue[None](), asyncio.Queue[None]()
+
+        async def mute(request: Any, context: Any) -> AsyncIterator[Any]:
+            opened.put_nowait(None)
+            try:
+                yield autoscaler_pb2.WatchDecisionsResponse(resume_token="run1.1")
+                await asyncio.Event().wait()
+            finally:
+                ended.put_nowait(None)
+
+        async with serve_for_test([autoscaler_with(WatchDecisions=mute)]) as (_, channel):
+            messages = watch(
+                lambda token: stub_of(channel).WatchDecisions(
+                    autoscaler_pb2.WatchDecisionsRequest(resume_token=token)
+                ),
+                token_of=lambda message: message.resume_token,
+                clock=SystemClock(),
+                name="decisions",
+                idle_timeout_seconds=0.2,
+            )
+            await anext(messages)
+            waiting = asyncio.ensure_future(read_desired(messages))
+            async with asyncio.timeout(5):
+                await ended.get()
+                await opened.get()
+                await opened.get()
+                await waiting
+            await messages.aclose()
+
+
+async def read_desired(messages: AsyncIterator[Any]) -> int:
+    return int((await anext(messages)).decision.desired)
+
+
+class TestTracing:
+    async def test_the_callers_trace_goes_through_a_service_to_the_next(self) -> None:
+        seen: list[str] = []
+
+        async def last(request: Any, context: Any) -> Any:
+            seen.append(dict(context.invocation_metadata())["traceparent"])
+            return autoscaler_pb2.GetTierResponse()
+
+        async with serve_for_test([autoscaler_with(GetTier=last)]) as (_, onward):
+
+            async def pass_on(request: Any, context: Any) -> Any:
+                return await stub_of(onward).GetTier(request)
+
+            async with serve_for_test([autoscaler_with(GetTier=pass_on)]) as (_, channel):
+                traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+                await stub_of(channel).GetTier(GOLD, metadata=[("traceparent", traceparent)])
+        assert seen[0].split("-")[1] == "0af7651916cd43dd8448eb211c80319c"

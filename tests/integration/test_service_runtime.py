@@ -197,7 +197,7 @@ async def test_a_signal_finishes_calls_ends_streams_and_exits_cleanly(
     async with start(tmp_path, TINY_HOLD_SECONDS="1.0") as service:
         address = (await service.event("server_started"))["address"]
         async with open_channel(address) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
             states = health_pb2.HealthCheckResponse
             watching = aiter(health.Watch(health_pb2.HealthCheckRequest(), timeout=20))
             while (await anext(watching)).status != states.SERVING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -12,12 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servicekit.errors import ResumeTokenTooOld, ShuttingDown, SlowSubscriber
-from servicekit.streams import ResumableLog
+from servicekit.streams import ResumableLog, StreamItem
 from servicekit.testing import FakeClock
 
 
 def make_log(clock: FakeClock | None = None, **options: Any) -> ResumableLog[int]:
     return ResumableLog(clock=clock or FakeClock(), epoch="run1", **options)
+
+
+def next_of(subscription: AsyncIterator[StreamItem[int]]) -> asyncio.Task[StreamItem[int]]:
+    async def wait() -> StreamItem[int]:
+        return await anext(subscription)
+
+    return asyncio.create_task(wait())
 
 
 async def test_a_subscriber_gets_what_is_published_from_its_subscription_on() -> None:
@@ -33,7 +41,7 @@ async def test_a_subscriber_gets_what_is_published_from_its_subscription_on() ->
 async def test_a_waiting_subscriber_is_woken() -> None:
     clock = FakeClock()
     resumable_log = make_log(clock)
-    waiting = asyncio.create_task(anext(resumable_log.subscribe()))  # type: ignore[arg-type]  # an awaitable will do
+    waiting = next_of(resumable_log.subscribe())
     await clock.settle()
     assert not waiting.done()
     resumable_log.publish(7)
@@ -100,7 +108,7 @@ async def test_silence_is_filled_with_heartbeats_that_can_be_resumed_from() -> N
     resumable_log = make_log(clock, heartbeat_seconds=5)
     subscription = resumable_log.subscribe()
     for _ in range(3):
-        waiting = asyncio.create_task(anext(subscription))  # type: ignore[arg-type]  # an awaitable will do
+        waiting = next_of(subscription)
         await clock.advance(4.9)
         assert not waiting.done()
         await clock.advance(0.2)
@@ -114,11 +122,11 @@ async def test_an_item_puts_the_heartbeat_off() -> None:
     clock = FakeClock()
     resumable_log = make_log(clock, heartbeat_seconds=5)
     subscription = resumable_log.subscribe()
-    waiting = asyncio.create_task(anext(subscription))  # type: ignore[arg-type]  # an awaitable will do
+    waiting = next_of(subscription)
     await clock.advance(4)
     resumable_log.publish(1)
     await waiting
-    waiting = asyncio.create_task(anext(subscription))  # type: ignore[arg-type]  # as above
+    waiting = next_of(subscription)
     await clock.advance(4)
     assert not waiting.done()
     await clock.advance(1.5)
@@ -128,7 +136,7 @@ async def test_an_item_puts_the_heartbeat_off() -> None:
 async def test_many_subscribers_share_one_ticker() -> None:
     clock = FakeClock()
     resumable_log = make_log(clock, heartbeat_seconds=5)
-    waiting = [asyncio.create_task(anext(resumable_log.subscribe())) for _ in range(50)]  # type: ignore[arg-type]  # as above
+    waiting = [next_of(resumable_log.subscribe()) for _ in range(50)]
     await clock.settle()
     assert clock.sleeper_count == 1
     await clock.advance(6)
@@ -141,7 +149,7 @@ async def test_closing_delivers_what_is_there_then_ends_every_subscription() -> 
     behind, idle = resumable_log.subscribe(), resumable_log.subscribe()
     resumable_log.publish(1)
     await anext(idle)
-    waiting = asyncio.create_task(anext(idle))  # type: ignore[arg-type]  # an awaitable will do
+    waiting = next_of(idle)
     await clock.settle()
     resumable_log.close()
     assert (await anext(behind)).item == 1
@@ -157,7 +165,7 @@ async def test_abandoned_and_cancelled_subscriptions_leave_nothing_behind() -> N
     clock = FakeClock()
     resumable_log = make_log(clock)
     subscription = resumable_log.subscribe()
-    waiting = asyncio.create_task(anext(subscription))  # type: ignore[arg-type]  # an awaitable will do
+    waiting = next_of(subscription)
     await clock.settle()
     waiting.cancel()
     with suppress(asyncio.CancelledError):

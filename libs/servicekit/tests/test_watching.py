@@ -20,7 +20,7 @@ class Server:
     """Answers each opening of the stream with the next script; remembers the tokens it got."""
 
     def __init__(self, *scripts: list[str | grpc.StatusCode | None]) -> None:
-        self.scripts = list(scripts)
+        self.scripts: list[list[str | grpc.StatusCode | None]] = list(scripts)
         self.tokens: list[str] = []
         self.open = 0
 
@@ -110,7 +110,8 @@ async def test_it_starts_over_when_its_token_is_too_old_and_says_so() -> None:
 
 async def test_pauses_double_up_to_the_maximum_and_start_again_after_a_message() -> None:
     clock = FakeClock()
-    server = Server(*[[UNAVAILABLE]] * 8, ["e.1", UNAVAILABLE], [UNAVAILABLE])
+    server = Server(["e.1", UNAVAILABLE], [UNAVAILABLE])
+    server.scripts[:0] = [[UNAVAILABLE]] * 8
     opened: list[float] = []
     inner = server.stream
 
