@@ -87,6 +87,7 @@ def summarize(
     current = snapshot.current
     size = f"stays at {current}" if desired == current else f"{current} → {desired}"
     last = steps[-1]
-    if rule is DecisionRule.STEADY:
+    grows_by_demand = rule is DecisionRule.SCALE_OUT_DEMAND and last.title == "scale out"
+    if rule is DecisionRule.STEADY or grows_by_demand:
         last = next(s for s in steps if s.title == "demand over capacity")
     return f"{name} {size}: {last.title}: {last.detail}."
