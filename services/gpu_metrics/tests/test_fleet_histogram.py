@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_metrics.domain.histogram import Histogram, HistogramShapeError, coarsen, merge
@@ -22,6 +22,7 @@ latencies = st.lists(st.floats(0, 5), max_size=40)
 bucket_bounds = st.sets(st.sampled_from(BOUND_CHOICES), min_size=1).map(lambda s: tuple(sorted(s)))
 
 
+@settings(deadline=None)
 @given(st.lists(latencies, min_size=1, max_size=5), bucket_bounds)
 def test_merged_histograms_equal_the_histogram_of_all_observations(
     servers: list[list[float]], bounds: tuple[float, ...]
@@ -34,6 +35,7 @@ def test_merged_histograms_equal_the_histogram_of_all_observations(
     assert merged.histogram.sum_seconds == pytest.approx(union.sum_seconds)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(latencies, bucket_bounds), min_size=2, max_size=4))
 def test_differing_bounds_merge_exactly_into_the_common_ones(
     servers: list[tuple[list[float], tuple[float, ...]]],
@@ -47,6 +49,7 @@ def test_differing_bounds_merge_exactly_into_the_common_ones(
     assert merged.coarsened == (len({bounds for _, bounds in servers}) > 1)
 
 
+@settings(deadline=None)
 @given(st.lists(latencies, min_size=1, max_size=4), bucket_bounds, st.randoms())
 def test_the_order_of_servers_does_not_matter(
     servers: list[list[float]], bounds: tuple[float, ...], random: object

@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_metrics.domain.histogram import Histogram
@@ -72,6 +72,7 @@ def test_after_a_silence_longer_than_is_kept_the_next_histogram_is_a_baseline() 
     assert recent.count == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.1, 20.0), st.integers(0, 50)), min_size=1, max_size=60))
 def test_intervals_of_slots_count_every_observation_exactly_once(
     steps: list[tuple[float, int]],

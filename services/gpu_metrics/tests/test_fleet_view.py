@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_metrics.domain.fleet import (
@@ -87,6 +87,7 @@ def test_a_host_that_joins_while_another_is_long_stale_turns_stale_in_time(
     assert view.advance(11.0) == (("i-2",), ())
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 20.0), min_size=1, max_size=20), st.floats(0.0, 100.0))
 def test_freshness_depends_on_time_alone_and_not_on_when_the_view_was_looked_at(
     looks: list[float], silence: float
@@ -129,6 +130,7 @@ def test_the_view_refuses_more_hosts_than_it_may_hold_and_keeps_those_it_has() -
     assert apply(view, make_report("i-1", 2)) is ApplyOutcome.UPDATED
 
 
+@settings(deadline=None)
 @given(st.permutations([("i-1", 1), ("i-1", 2), ("i-1", 3), ("i-2", 1), ("i-2", 2), ("i-3", 1)]))
 def test_reports_in_any_order_lead_to_the_same_view(order: list[tuple[str, int]]) -> None:
     view = FleetView(FleetPolicy())
@@ -229,6 +231,7 @@ host_events = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(host_events, st.sets(st.integers(0, 40)), st.sampled_from([(), (Tier.GOLD,)]))
 def test_a_reader_that_follows_changes_has_what_a_snapshot_shows(
     events: list[tuple[str, str, Tier]], read_at: set[int], filtered: tuple[Tier, ...]

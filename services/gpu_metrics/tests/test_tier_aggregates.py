@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
@@ -149,6 +149,7 @@ def test_gpus_of_a_host_with_two_servers_of_one_tier_count_once() -> None:
     assert view.aggregates(0.0)[0].fresh_gpus == 2
 
 
+@settings(deadline=None)
 @given(st.permutations([("i-1", 3), ("i-2", 5), ("i-3", 7), ("i-4", 11)]))
 def test_the_order_in_which_hosts_report_does_not_matter(order: list[tuple[str, int]]) -> None:
     view = make_view()

@@ -1,7 +1,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_metrics.domain.histogram import Histogram
@@ -126,6 +126,7 @@ def test_similar_names_are_not_taken_for_the_wanted_ones() -> None:
     assert parse_vllm_metrics(page).running_requests is MissingReason.UNSUPPORTED
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300))
 def test_no_page_whatever_raises(page: str) -> None:
     parse_vllm_metrics(page)
