@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -73,6 +74,8 @@ class SuitePlan:
         self._ports = ports
         self._postgres = EmbeddedPostgres(data.postgres, port=ports.postgres)
         self._logs: dict[str, Path] = {}
+        # Tells whose a process is, whatever its command line.
+        self._of_this_run = {"GAMEKEEPER_RUN": str(os.getpid())}
 
     def add_components(self, supervisor: Supervisor) -> None:
         """Adds everything but the game, each after what it needs to start."""
@@ -92,6 +95,7 @@ class SuitePlan:
             "localsuite.game",
             log_file=self._data.fresh_log("game"),
             environment={
+                **self._of_this_run,
                 "LOCALSUITE_GAME_ROUTER": address("ai_router"),
                 "LOCALSUITE_GAME_AUTOSCALER": address("autoscaler"),
                 "LOCALSUITE_GAME_KNOWLEDGE_BASE": address("knowledge_base"),
@@ -110,6 +114,7 @@ class SuitePlan:
                 "aws",
                 "localsuite.aws",
                 log_file=self._log_file("aws"),
+                environment=self._of_this_run,
                 arguments=(
                     f"--port={self._ports.aws}",
                     f"--time-compression={self._evening.time_factor}",
@@ -126,6 +131,7 @@ class SuitePlan:
                 "fleet",
                 "localsuite.fleet",
                 log_file=self._log_file("fleet"),
+                environment=self._of_this_run,
                 arguments=(
                     f"--aws-url={self._aws_url}",
                     f"--collector={self._ports.address('gpu_metrics')}",
@@ -149,6 +155,7 @@ class SuitePlan:
                 log_file=self._log_file(name),
                 arguments=arguments,
                 environment={
+                    **self._of_this_run,
                     "GAMEKEEPER_LISTEN_ADDRESS": self._ports.address(name),
                     "GAMEKEEPER_LOG_FORMAT": "console",
                     "GAMEKEEPER_DRAIN_SECONDS": "3",

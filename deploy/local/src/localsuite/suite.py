@@ -78,6 +78,7 @@ class Suite:
         )
         self._live = live
         self._screen_is_up = False
+        self._is_up = False
         self._start_seconds = 0.0
 
     async def run(self) -> int:
@@ -124,6 +125,7 @@ class Suite:
             async with self._supervisor.running():
                 self._start_seconds = time.monotonic() - started
                 self._console.print(f"[green]all healthy after {self._start_seconds:.1f} s[/green]")
+                self._is_up = True
                 self._data.publish_addresses(self._addresses())
                 yield
         finally:
@@ -266,18 +268,19 @@ class Suite:
         if event.state in {ComponentState.STARTING, ComponentState.GIVEN_UP}:
             # A component that is given up ends the run, and the end tells of it.
             return
-        if event.state is not ComponentState.HEALTHY or self._picture.evening_began is not None:
-            self._view.remark(self._picture.remark("service", f"{event.component} {event.message}"))
+        if self._is_up and event.state is ComponentState.HEALTHY:
+            self._data.publish_addresses(self._addresses())
+        if event.state is not ComponentState.HEALTHY or self._is_up:
+            self._picture.remark("service", f"{event.component} {event.message}")
         if self._screen_is_up:
+            # The screen shows remarks; the log has the rest.
             return
-        starting = self._picture.evening_began is None
-        if starting or self._live:
-            mark = _STATE_MARKS.get(event.state, " ")
-            self._console.print(
-                f"{mark} {event.component:<15} {escape(event.message)}",
-                highlight=False,
-                soft_wrap=True,
-            )
+        mark = _STATE_MARKS.get(event.state, " ")
+        self._console.print(
+            f"{mark} {event.component:<15} {escape(event.message)}",
+            highlight=False,
+            soft_wrap=True,
+        )
         self._say_log(event.log_lines)
 
     def _say_log(self, lines: tuple[str, ...]) -> None:
@@ -288,4 +291,8 @@ class Suite:
         addresses: dict[str, object] = {name: self._ports.address(name) for name in SERVICES}
         addresses["aws"] = f"http://{self._ports.address('aws')}"
         addresses["pid"] = os.getpid()
+        addresses["processes"] = {
+            name: supervised.component.pid
+            for name, supervised in self._supervisor.components.items()
+        }
         return addresses

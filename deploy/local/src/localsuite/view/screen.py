@@ -32,6 +32,7 @@ _STATE_STYLES = {
 }
 _REMARK_STYLES = {"incident": "bold magenta", "service": "red", "fleet": "cyan", "game": "dim"}
 _STALE_AFTER_SECONDS = 3.0
+_WIDTH_WITH_STRIP = 116
 
 
 def draw(
@@ -98,12 +99,12 @@ def _headline(
 
 def _tiers(picture: SuitePicture, width: int) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, expand=True, padding=(0, 1), header_style="dim")
-    table.add_column("tier")
+    table.add_column("tier", min_width=6)
     for heading in ("wanted", "ready", "coming", "going", "queue", "runs"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("P95, as players feel it", no_wrap=True)
-    if width >= 110:
-        table.add_column("servers: █ ready ░ starting ▒ silent or ill", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
+    table.add_column("P95, as players feel it", no_wrap=True, min_width=32)
+    if width >= _WIDTH_WITH_STRIP:
+        table.add_column("servers (░ starting, ▒ silent)", no_wrap=True, ratio=1)
     for name in TIERS:
         tier = picture.autoscaler_tiers.get(name)
         router = picture.router_tiers.get(name)
@@ -119,7 +120,7 @@ def _tiers(picture: SuitePicture, width: int) -> RenderableType:
             str(sum(server.running_requests for server in router.servers)) if router else "-",
             _latency(name, game),
         ]
-        if width >= 110:
+        if width >= _WIDTH_WITH_STRIP:
             row.append(_strip(picture, name))
         table.add_row(*row)
     return table
