@@ -89,7 +89,8 @@ def test_a_month_is_quick_follows_the_days_and_has_a_stable_hash() -> None:
         scaler = TargetConcurrency({"gold": 12, "silver": 12})
         result = FluidSimulation(arrivals=arrivals, scaler=scaler, seed=seed, settings=setup).run()
         ready = result.tiers["gold"].ready
-        assert ready.max() > 2 * np.median(ready[:4])
+        day_of_steps = ready[96:192]
+        assert day_of_steps.max() >= 2 * day_of_steps.min()
         assert result.cost_usd[-1] > 500
         return result.run_hash()
 

@@ -192,6 +192,15 @@ def test_abort_frees_slot_and_memory_wherever_the_request_stands(abort_time: flo
     assert server.load(second.finish_time).kv_cache_usage_ratio == 0.0
 
 
+def test_a_request_after_the_only_one_was_aborted_in_its_prefill_still_runs() -> None:
+    server = ModelServer(GOLD)
+    aborted, after = ServerRequest(0, 700, 50), ServerRequest(1, 100, 50)
+    server.submit(0.0, aborted)
+    server.abort(0.0, aborted)
+    server.submit(0.0, after)
+    assert run_until_idle(server) == [after]
+
+
 def test_aborting_a_waiting_request_leaves_the_others_alone() -> None:
     profile = dataclasses.replace(GOLD, max_running_sequences=1)
     server = ModelServer(profile)

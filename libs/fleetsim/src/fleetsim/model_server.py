@@ -172,6 +172,9 @@ class ModelServer:
             elif boundary < self._next_change:
                 self._next_change = boundary
                 self._planned_steps = max(0.0, self._boundary_clock - self._clock)
+                if not self._running:
+                    # An aborted prefill still occupies the engine, and nothing else will wake it.
+                    self._next_finish = boundary
 
     def advance(self, now: float) -> list[ServerRequest]:
         """Move time to `now`; return the requests that finished since the last call, in order."""
@@ -224,6 +227,7 @@ class ModelServer:
         self.prefix_cache.clear()
         self._waiting_tokens = 0
         self._context_tokens = self._own_tokens = 0.0
+        self._boundary_clock = self._clock
         self._plan()
         return lost
 
@@ -276,7 +280,7 @@ class ModelServer:
     def _boundary_time(self) -> float:
         """When the next step begins that may admit prompts."""
         steps = self._boundary_clock - self._clock
-        if steps <= _EPSILON or not self._running:
+        if steps <= _EPSILON:
             return max(self._time, self._stall_until)
         return max(self._time, self._stall_until) + steps * self._step_seconds
 
@@ -480,6 +484,7 @@ class ModelServer:
         if not self._running:
             # Nothing is left: take what rounding has gathered out of the books.
             self._context_tokens = self._own_tokens = self._gaps_noted = 0.0
+            self._boundary_clock = self._clock
 
     def _preempt_newest(self) -> None:
         """Free the newest sequence's memory; it waits first in line and is computed again."""
