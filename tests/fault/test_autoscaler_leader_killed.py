@@ -19,9 +19,10 @@ from fleetsim.cloud_state import Instance
 from gaming.autoscaler.v1 import autoscaler_pb2 as pb
 from gaming.autoscaler.v1 import autoscaler_pb2_grpc
 from gaming.common.v1 import tier_pb2
-from localsuite.aws.account import TierCapacity, group_name, seed_account
+from localsuite.aws.account import seed_account
 from localsuite.aws.region import Region
 from localsuite.aws.server import LocalAwsServer
+from localsuite.aws.tiers import TierCapacity, group_name
 from localsuite.ports import choose_ports
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
@@ -148,7 +149,9 @@ async def until_desired(world: World, least: int, most: int) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_the_other_replica_leads_within_the_lease_and_ends_what_was_begun(world: World):
+async def test_the_other_replica_leads_within_the_lease_and_ends_what_was_begun(
+    world: World,
+) -> None:
     world.router.asked[Tier.GOLD] = Asked(arrivals_per_second=5, running_requests=25)
     async with asyncio.timeout(20):
         while len(world.collector.hosts) < 2:  # noqa: ASYNC110 - the cloud acts
@@ -180,7 +183,7 @@ async def test_the_other_replica_leads_within_the_lease_and_ends_what_was_begun(
     assert deciders == {"first", "second"}
 
 
-async def test_a_leader_that_ends_in_order_gives_the_lead_away_at_once(world: World):
+async def test_a_leader_that_ends_in_order_gives_the_lead_away_at_once(world: World) -> None:
     world.environ["AUTOSCALER_LEASE_SECONDS"] = "30"
     first = await world.spawn("first")
     await until_leader(first, "first")

@@ -22,9 +22,10 @@ from fleetsim.cloud_state import CloudSettings, Instance
 from fleetsim.instance_types import Market
 from gaming.autoscaler.v1 import autoscaler_pb2 as pb
 from gaming.common.v1 import tier_pb2
-from localsuite.aws.account import TierCapacity, group_name, seed_account
+from localsuite.aws.account import seed_account
 from localsuite.aws.region import Region
 from localsuite.aws.server import LocalAwsServer
+from localsuite.aws.tiers import TierCapacity, group_name
 from localsuite.postgres import EmbeddedPostgres
 from servicekit.clock import SystemClock
 from servicekit.server import RpcServer, ServerSettings
@@ -118,7 +119,9 @@ async def world(postgres_database: str, monkeypatch: pytest.MonkeyPatch) -> Asyn
         yield World(stack, postgres_database)
 
 
-async def list_changes(replica: RunningReplica, tier: int = GOLD) -> list[pb.Decision]:
+async def list_changes(
+    replica: RunningReplica, tier: tier_pb2.Tier.ValueType = GOLD
+) -> list[pb.Decision]:
     answer = await replica.stub.ListDecisions(
         pb.ListDecisionsRequest(tier=tier, changes_only=True, page_size=100)
     )
@@ -131,7 +134,7 @@ def in_future(seconds: float) -> Timestamp:
     return moment
 
 
-async def test_demand_scales_out_and_calm_drains_then_terminates(world: World):
+async def test_demand_scales_out_and_calm_drains_then_terminates(world: World) -> None:
     await world.start(gold=1)
     await until(lambda: world.ready() == 1)
     world.router.asked[Tier.GOLD] = Asked(
@@ -159,7 +162,7 @@ async def test_demand_scales_out_and_calm_drains_then_terminates(world: World):
     assert pb.DECISION_RULE_SCALE_IN_DEMAND in rules
 
 
-async def test_a_tier_starts_from_zero_and_says_why(world: World):
+async def test_a_tier_starts_from_zero_and_says_why(world: World) -> None:
     await world.start(gold=0)
     replica = await world.replica()
     await until(lambda: replica.replica.leadership.leader_id == "a")
@@ -176,7 +179,7 @@ async def test_a_tier_starts_from_zero_and_says_why(world: World):
     assert by_id == explained
 
 
-async def test_overrides_pin_a_tier_until_cleared_through_any_replica(world: World):
+async def test_overrides_pin_a_tier_until_cleared_through_any_replica(world: World) -> None:
     await world.start(gold=0)
     leader = await world.replica("a")
     await until(lambda: leader.replica.leadership.leader_id == "a")
@@ -219,7 +222,7 @@ async def test_overrides_pin_a_tier_until_cleared_through_any_replica(world: Wor
 )
 async def test_overrides_that_contradict_themselves_are_refused(
     world: World, override: pb.Override, field: str
-):
+) -> None:
     await world.start(gold=0)
     replica = await world.replica()
     override.expire_time.CopyFrom(in_future(600))
@@ -231,7 +234,7 @@ async def test_overrides_that_contradict_themselves_are_refused(
     assert field.encode() in dict(caught.value.trailing_metadata())["grpc-status-details-bin"]
 
 
-async def test_an_older_player_count_never_replaces_a_newer_one(world: World):
+async def test_an_older_player_count_never_replaces_a_newer_one(world: World) -> None:
     await world.start(gold=1)
     replica = await world.replica()
     await until(lambda: replica.replica.leadership.leader_id == "a")
@@ -253,7 +256,7 @@ async def test_an_older_player_count_never_replaces_a_newer_one(world: World):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_followers_stream_what_the_leader_decides(world: World):
+async def test_followers_stream_what_the_leader_decides(world: World) -> None:
     await world.start(gold=0)
     leader = await world.replica("a")
     await until(lambda: leader.replica.leadership.leader_id == "a")
@@ -289,7 +292,7 @@ async def test_followers_stream_what_the_leader_decides(world: World):
     assert caught.value.code() is grpc.StatusCode.OUT_OF_RANGE
 
 
-async def test_the_journal_is_read_page_by_page(world: World):
+async def test_the_journal_is_read_page_by_page(world: World) -> None:
     await world.start(gold=0)
     replica = await world.replica()
     world.router.asked[Tier.GOLD] = Asked(arrivals_per_second=2, running_requests=4)
@@ -308,7 +311,7 @@ async def test_the_journal_is_read_page_by_page(world: World):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_an_interrupted_spot_server_is_replaced_ahead_and_drained(world: World):
+async def test_an_interrupted_spot_server_is_replaced_ahead_and_drained(world: World) -> None:
     await world.start(gold=3)  # one On-Demand, the rest Spot
     await until(lambda: world.ready() == 3)
     spot = next(
@@ -329,7 +332,7 @@ async def test_an_interrupted_spot_server_is_replaced_ahead_and_drained(world: W
     assert list(replaced[0].drained_instance_ids) == [spot]
 
 
-async def test_a_dry_run_writes_down_and_touches_nothing(world: World):
+async def test_a_dry_run_writes_down_and_touches_nothing(world: World) -> None:
     await world.start(gold=1)
     await until(lambda: world.ready() == 1)
     world.router.asked[Tier.GOLD] = Asked(arrivals_per_second=20, running_requests=80)
@@ -343,7 +346,7 @@ async def test_a_dry_run_writes_down_and_touches_nothing(world: World):
 
 async def test_with_the_database_away_it_grows_never_shrinks_and_writes_it_down_later(
     world: World, postgres_server: EmbeddedPostgres
-):
+) -> None:
     await world.start(gold=2)
     await until(lambda: world.ready() == 2)
     world.router.asked[Tier.GOLD] = Asked(arrivals_per_second=5, running_requests=25)

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,7 @@ class Backend:
     stores: Stores
     others: Stores
     lose: Callable[[], None]
-    restore: Callable[[], None]
+    restore: Callable[[], object]
 
 
 @pytest.fixture(params=["memory", "postgres"])
@@ -59,12 +60,14 @@ async def backend(
         yield Backend(one.stores, other.stores, postgres_server.kill, postgres_server.start)
 
 
-def record(number: int = 0, servers: int = 2, tokens: int = 40_000, **changes) -> DecisionRecord:
+def record(
+    number: int = 0, servers: int = 2, tokens: int = 40_000, **changes: Any
+) -> DecisionRecord:
     decision, _ = decide(
         build_tier_snapshot(servers, tokens), ControlState(), build_policy(), START
     )
     tier = changes.pop("tier", Tier.GOLD)
-    values = {
+    values: dict[str, Any] = {
         "decision_id": decision_id(int(START * 1000) + number, 0, number),
         "decide_time": START + number,
         "decision": replace(decision, tier=tier),
@@ -76,7 +79,7 @@ def record(number: int = 0, servers: int = 2, tokens: int = 40_000, **changes) -
     return DecisionRecord(**(values | changes))
 
 
-async def test_a_decision_comes_back_as_it_was(backend: Backend):
+async def test_a_decision_comes_back_as_it_was(backend: Backend) -> None:
     journal = backend.stores.journal
     await journal.save(record())
     assert await backend.others.journal.get(record().decision_id) == record()
@@ -86,7 +89,7 @@ async def test_a_decision_comes_back_as_it_was(backend: Backend):
 
 async def test_an_intent_is_shown_once_its_outcome_is_known_and_the_outcome_stays(
     backend: Backend,
-):
+) -> None:
     journal = backend.stores.journal
     intent = record(outcome=None)
     await journal.save(intent)
@@ -99,7 +102,7 @@ async def test_an_intent_is_shown_once_its_outcome_is_known_and_the_outcome_stay
     assert await journal.get(intent.decision_id) == failed
 
 
-async def test_pages_are_newest_first_and_filtered(backend: Backend):
+async def test_pages_are_newest_first_and_filtered(backend: Backend) -> None:
     journal = backend.stores.journal
     records = [
         record(0),
@@ -120,7 +123,7 @@ async def test_pages_are_newest_first_and_filtered(backend: Backend):
     assert between.records == (records[2], records[1])
 
 
-async def test_the_tail_gives_every_outcome_once_it_is_known(backend: Backend):
+async def test_the_tail_gives_every_outcome_once_it_is_known(backend: Backend) -> None:
     journal, others = backend.stores.journal, backend.others.journal
     await journal.save(record(0))
     tail = await others.tail(None, 10)
@@ -135,7 +138,7 @@ async def test_the_tail_gives_every_outcome_once_it_is_known(backend: Backend):
     assert again.position == seen.position
 
 
-async def test_intents_of_earlier_leaders_are_closed(backend: Backend):
+async def test_intents_of_earlier_leaders_are_closed(backend: Backend) -> None:
     journal = backend.stores.journal
     await journal.save(record(0, outcome=None))
     await journal.save(record(1, outcome=None, lease_epoch=2))
@@ -146,7 +149,7 @@ async def test_intents_of_earlier_leaders_are_closed(backend: Backend):
     assert await journal.get(record(1).decision_id) is None
 
 
-async def test_reports_are_overwritten_per_tier(backend: Backend):
+async def test_reports_are_overwritten_per_tier(backend: Backend) -> None:
     journal = backend.stores.journal
     gold = TierReport(record=record(0), minimum=1, maximum=9, usd_per_hour=2.5)
     silver = TierReport(record=record(1, tier=Tier.SILVER), minimum=0, maximum=3, usd_per_hour=0.0)
@@ -157,7 +160,7 @@ async def test_reports_are_overwritten_per_tier(backend: Backend):
     assert reports == {Tier.GOLD: newer, Tier.SILVER: silver}
 
 
-async def test_old_decisions_are_deleted(backend: Backend):
+async def test_old_decisions_are_deleted(backend: Backend) -> None:
     journal = backend.stores.journal
     for number in range(3):
         await journal.save(record(number))
@@ -166,7 +169,7 @@ async def test_old_decisions_are_deleted(backend: Backend):
     assert [r.decide_time for r in left.records] == [START + 2]
 
 
-async def test_drains_outlive_their_leader(backend: Backend):
+async def test_drains_outlive_their_leader(backend: Backend) -> None:
     drain = Drain(
         instance_id="i-1",
         tier=Tier.GOLD,
@@ -188,7 +191,7 @@ PIN = Override(
 )
 
 
-async def test_a_hold_is_in_force_until_it_expires_or_is_cleared(backend: Backend):
+async def test_a_hold_is_in_force_until_it_expires_or_is_cleared(backend: Backend) -> None:
     holds = backend.stores.overrides
     await holds.set_override(Tier.GOLD, PIN, str(uuid.uuid4()), START)
     assert await backend.others.overrides.overrides(START + 1) == {Tier.GOLD: PIN}
@@ -201,7 +204,7 @@ async def test_a_hold_is_in_force_until_it_expires_or_is_cleared(backend: Backen
     assert await holds.clear_override(Tier.GOLD, str(uuid.uuid4()), "bob", START + 6) is None
 
 
-async def test_clearing_an_expired_hold_clears_nothing(backend: Backend):
+async def test_clearing_an_expired_hold_clears_nothing(backend: Backend) -> None:
     holds = backend.stores.overrides
     await holds.set_override(Tier.GOLD, PIN, str(uuid.uuid4()), START)
     assert await holds.clear_override(Tier.GOLD, str(uuid.uuid4()), "bob", START + 700) is None
@@ -211,7 +214,9 @@ async def test_clearing_an_expired_hold_clears_nothing(backend: Backend):
     assert Tier.GOLD in await holds.overrides(START + 900)
 
 
-async def test_a_repeated_request_changes_nothing_and_gets_the_first_answer(backend: Backend):
+async def test_a_repeated_request_changes_nothing_and_gets_the_first_answer(
+    backend: Backend,
+) -> None:
     holds, again = backend.stores.overrides, backend.others.overrides
     set_id, clear_id = str(uuid.uuid4()), str(uuid.uuid4())
     await holds.set_override(Tier.GOLD, PIN, set_id, START)
@@ -223,7 +228,7 @@ async def test_a_repeated_request_changes_nothing_and_gets_the_first_answer(back
     assert Tier.GOLD in await holds.overrides(START + 6)
 
 
-async def test_a_request_id_belongs_to_one_request(backend: Backend):
+async def test_a_request_id_belongs_to_one_request(backend: Backend) -> None:
     holds = backend.stores.overrides
     request_id = str(uuid.uuid4())
     await holds.set_override(Tier.GOLD, PIN, request_id, START)
@@ -233,7 +238,7 @@ async def test_a_request_id_belongs_to_one_request(backend: Backend):
         await holds.clear_override(Tier.GOLD, request_id, "bob", START)
 
 
-async def test_many_holds_at_once_leave_one(backend: Backend):
+async def test_many_holds_at_once_leave_one(backend: Backend) -> None:
     await asyncio.gather(
         *(
             (backend.stores if n % 2 else backend.others).overrides.set_override(
@@ -245,7 +250,7 @@ async def test_many_holds_at_once_leave_one(backend: Backend):
     assert len(await backend.stores.overrides.overrides(START + 1)) == 1
 
 
-async def test_only_a_newer_count_of_players_counts(backend: Backend):
+async def test_only_a_newer_count_of_players_counts(backend: Backend) -> None:
     players = backend.stores.players
     assert await players.players() is None
     newer = Players(online=300, count_time=START + 10)
@@ -255,7 +260,7 @@ async def test_only_a_newer_count_of_players_counts(backend: Backend):
     assert await players.players() == newer
 
 
-async def test_one_replica_leads_and_renews(backend: Backend):
+async def test_one_replica_leads_and_renews(backend: Backend) -> None:
     lease, rival = backend.stores.lease, backend.others.lease
     first = await lease.acquire("a", 30.0)
     assert (first.holder, first.epoch) == ("a", 1)
@@ -264,7 +269,7 @@ async def test_one_replica_leads_and_renews(backend: Backend):
     assert (renewed.holder, renewed.epoch) == ("a", 1)
 
 
-async def test_a_released_or_expired_lease_changes_hands_with_a_new_epoch(backend: Backend):
+async def test_a_released_or_expired_lease_changes_hands_with_a_new_epoch(backend: Backend) -> None:
     lease, rival = backend.stores.lease, backend.others.lease
     await lease.acquire("a", 30.0)
     await rival.release("b")  # not b's to give away
@@ -278,7 +283,7 @@ async def test_a_released_or_expired_lease_changes_hands_with_a_new_epoch(backen
     assert back.epoch == 3
 
 
-async def test_many_replicas_at_once_elect_one(backend: Backend):
+async def test_many_replicas_at_once_elect_one(backend: Backend) -> None:
     views = await asyncio.gather(
         *(
             (backend.stores if n % 2 else backend.others).lease.acquire(f"replica-{n}", 30.0)
@@ -290,7 +295,7 @@ async def test_many_replicas_at_once_elect_one(backend: Backend):
     assert final.epoch == 1
 
 
-async def test_a_database_that_is_away_says_so_and_comes_back(backend: Backend):
+async def test_a_database_that_is_away_says_so_and_comes_back(backend: Backend) -> None:
     await backend.stores.journal.save(record(0))
     backend.lose()
     try:

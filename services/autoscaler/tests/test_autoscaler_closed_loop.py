@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ class Tier:
             self.number += 1
             self.launched[f"i-{self.number:04d}"] = self.now
 
-    def run(self, seconds: float, rate_at) -> None:
+    def run(self, seconds: float, rate_at: Any) -> None:
         end = self.now + seconds
         while self.now < end:
             self.tick(rate_at(self.now - START))
@@ -108,13 +109,13 @@ def seconds_until(sizes: list[int], wanted: int) -> float:
     return next(n for n, size in enumerate(sizes) if size >= wanted) * TICK
 
 
-def test_from_nothing_to_ten_ready_servers_in_less_than_five_minutes():
+def test_from_nothing_to_ten_ready_servers_in_less_than_five_minutes() -> None:
     tier = Tier(build_policy())
     tier.run(600, lambda _: 39.0)  # 39 x 3 s x 600 tokens = 70,200: ten servers at 70 %
     assert seconds_until(tier.ready_sizes, 10) < 300
 
 
-def test_from_ten_to_one_in_less_than_fifteen_minutes():
+def test_from_ten_to_one_in_less_than_fifteen_minutes() -> None:
     tier = Tier(build_policy(minimum=1))
     tier.resize(10)
     tier.run(900, lambda _: 39.0)
@@ -124,7 +125,7 @@ def test_from_ten_to_one_in_less_than_fifteen_minutes():
     assert min(tier.sizes[:50]) >= 10  # not before the window has passed
 
 
-def test_constant_noisy_load_is_not_followed_up_and_down():
+def test_constant_noisy_load_is_not_followed_up_and_down() -> None:
     tier = Tier(build_policy())
     tier.run(1800, lambda _: 20.0)
     tier.sizes.clear()
@@ -136,7 +137,7 @@ def test_constant_noisy_load_is_not_followed_up_and_down():
     assert max(tier.sizes) <= 1.5 * 20 * RESIDENCE * TOKENS / (CAPACITY * 0.7)
 
 
-def test_an_evening_is_served_without_keeping_the_peak_all_night():
+def test_an_evening_is_served_without_keeping_the_peak_all_night() -> None:
     """0 to 40 requests/s and back over four hours: capacity follows, and ends at zero."""
 
     def rate(seconds: float) -> float:
@@ -153,7 +154,7 @@ def test_an_evening_is_served_without_keeping_the_peak_all_night():
     assert tier.server_seconds < 1.3 * ideal
 
 
-def test_a_surge_is_answered_within_a_start_time():
+def test_a_surge_is_answered_within_a_start_time() -> None:
     tier = Tier(build_policy())
     tier.run(1800, lambda _: 10.0)
     before = len(tier.sizes)
@@ -163,14 +164,14 @@ def test_a_surge_is_answered_within_a_start_time():
     assert seconds_until(tier.ready_sizes[before:], need - 1) <= 60 + 90 + TICK
 
 
-def test_flapping_inputs_never_take_anything_away():
+def test_flapping_inputs_never_take_anything_away() -> None:
     tier = Tier(build_policy(minimum=1))
     tier.resize(6)
     stale = False
 
     original = tier.look
 
-    def look(ready, arrivals, running):
+    def look(ready: Any, arrivals: Any, running: Any) -> Any:
         nonlocal stale
         stale = not stale
         snapshot = original(ready, arrivals, running)
@@ -182,7 +183,7 @@ def test_flapping_inputs_never_take_anything_away():
 
 
 @pytest.mark.parametrize("seed", [2, 3, 4])
-def test_start_up_time_is_measured(seed):
+def test_start_up_time_is_measured(seed: Any) -> None:
     tier = Tier(build_policy(start_seconds=120.0), start_seconds=60.0, seed=seed)
     tier.run(600, lambda s: 5.0 if s < 300 else 30.0)
     measured = tier.state.estimates.start_seconds

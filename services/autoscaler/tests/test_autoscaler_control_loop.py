@@ -1,6 +1,7 @@
 """The control loop on in-memory outside systems."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -21,11 +22,13 @@ def world() -> MemoryWorld:
     return MemoryWorld(gold=2)
 
 
-def changes(world: MemoryWorld, tier: Tier = GOLD):
+def changes(world: MemoryWorld, tier: Tier = GOLD) -> Any:
     return [r for r in world.decisions(tier) if r.is_change]
 
 
-async def test_demand_sets_an_absolute_size_and_is_journalled_with_its_outcome(world):
+async def test_demand_sets_an_absolute_size_and_is_journalled_with_its_outcome(
+    world: MemoryWorld,
+) -> None:
     replica = world.replica()
     world.ask(gold=40_000)
     await world.tick(replica)
@@ -38,7 +41,7 @@ async def test_demand_sets_an_absolute_size_and_is_journalled_with_its_outcome(w
     assert len(record.counterfactuals) >= 3
 
 
-async def test_each_tier_starts_from_zero(world):
+async def test_each_tier_starts_from_zero(world: MemoryWorld) -> None:
     replica = world.replica()
     world.ask(gold=1_000, silver=500, bronze=500)
     await world.tick(replica)
@@ -47,7 +50,7 @@ async def test_each_tier_starts_from_zero(world):
     assert changes(world, Tier.BRONZE)[0].decision.rule is DecisionRule.START_FROM_ZERO
 
 
-async def test_scale_in_drains_through_the_routers_before_it_terminates(world):
+async def test_scale_in_drains_through_the_routers_before_it_terminates(world: MemoryWorld) -> None:
     replica = world.replica(policy={"minimum": 1, "stabilization_seconds": 60.0})
     first, second = world.cloud.instance_ids(GOLD)
     world.running_requests[first] = 3
@@ -65,7 +68,7 @@ async def test_scale_in_drains_through_the_routers_before_it_terminates(world):
     assert ("set_desired", GOLD, 1) not in world.cloud.calls  # never below what lives
 
 
-async def test_a_drain_that_never_ends_is_cut_at_its_deadline(world):
+async def test_a_drain_that_never_ends_is_cut_at_its_deadline(world: MemoryWorld) -> None:
     replica = world.replica(
         policy={"minimum": 1, "stabilization_seconds": 30.0, "drain_deadline_seconds": 60.0}
     )
@@ -77,7 +80,7 @@ async def test_a_drain_that_never_ends_is_cut_at_its_deadline(world):
     assert len(world.cloud.instance_ids(GOLD)) == 1
 
 
-async def test_a_router_that_does_not_answer_holds_the_drain(world):
+async def test_a_router_that_does_not_answer_holds_the_drain(world: MemoryWorld) -> None:
     replica = world.replica(policy={"minimum": 1, "stabilization_seconds": 30.0})
     for instance_id in world.cloud.instance_ids(GOLD):
         world.routers.running[f"server-{instance_id}"] = None
@@ -86,7 +89,7 @@ async def test_a_router_that_does_not_answer_holds_the_drain(world):
     assert len(world.database.drains) == 1
 
 
-async def test_growth_takes_a_drain_back(world):
+async def test_growth_takes_a_drain_back(world: MemoryWorld) -> None:
     replica = world.replica(policy={"minimum": 1, "stabilization_seconds": 30.0})
     for instance_id in world.cloud.instance_ids(GOLD):
         world.routers.running[f"server-{instance_id}"] = 1
@@ -99,7 +102,7 @@ async def test_growth_takes_a_drain_back(world):
     assert [call for call in world.cloud.calls if call[1] is GOLD] == []
 
 
-async def test_the_next_leader_goes_on_with_the_drains(world):
+async def test_the_next_leader_goes_on_with_the_drains(world: MemoryWorld) -> None:
     first = world.replica("a", policy={"minimum": 1, "stabilization_seconds": 30.0})
     for instance_id in world.cloud.instance_ids(GOLD):
         world.routers.running[f"server-{instance_id}"] = 1
@@ -113,7 +116,7 @@ async def test_the_next_leader_goes_on_with_the_drains(world):
     assert draining not in world.cloud.instance_ids(GOLD)
 
 
-async def test_only_one_of_two_replicas_decides_and_both_know_the_tiers(world):
+async def test_only_one_of_two_replicas_decides_and_both_know_the_tiers(world: MemoryWorld) -> None:
     leader, follower = world.replica("a"), world.replica("b")
     world.ask(gold=40_000)
     await world.pass_time(10, leader, follower)
@@ -123,7 +126,7 @@ async def test_only_one_of_two_replicas_decides_and_both_know_the_tiers(world):
     assert follower.picture.usd_per_hour == pytest.approx(6 * 1.006)
 
 
-async def test_two_leaders_for_a_moment_do_no_harm(world):
+async def test_two_leaders_for_a_moment_do_no_harm(world: MemoryWorld) -> None:
     """Both act on the same view: absolute sizes and ids make the second act a repeat."""
     one, other = world.replica("a"), world.replica("b")
     world.ask(gold=40_000)
@@ -135,7 +138,9 @@ async def test_two_leaders_for_a_moment_do_no_harm(world):
     assert len(world.cloud.instance_ids(GOLD)) == 6
 
 
-async def test_with_the_database_away_the_leader_adds_and_never_takes_away(world):
+async def test_with_the_database_away_the_leader_adds_and_never_takes_away(
+    world: MemoryWorld,
+) -> None:
     replica = world.replica(policy={"minimum": 1, "stabilization_seconds": 30.0})
     await world.tick(replica)
     world.database.is_reachable = False
@@ -156,7 +161,9 @@ async def test_with_the_database_away_the_leader_adds_and_never_takes_away(world
     assert rules.index(DecisionRule.SCALE_OUT_DEMAND) > rules.index(DecisionRule.HOLD_DATABASE_AWAY)
 
 
-async def test_a_replica_that_never_led_does_nothing_while_the_database_is_away(world):
+async def test_a_replica_that_never_led_does_nothing_while_the_database_is_away(
+    world: MemoryWorld,
+) -> None:
     world.database.is_reachable = False
     replica = world.replica()
     world.ask(gold=40_000)
@@ -165,7 +172,7 @@ async def test_a_replica_that_never_led_does_nothing_while_the_database_is_away(
     assert world.cloud.calls == []
 
 
-async def test_a_drain_that_cannot_be_written_down_does_not_begin(world):
+async def test_a_drain_that_cannot_be_written_down_does_not_begin(world: MemoryWorld) -> None:
     replica = world.replica(policy={"minimum": 1})
     pin = Override(
         kind=OverrideKind.PIN, desired=1, expire_time=world.now() + 600, reason="x", set_by="ops"
@@ -173,36 +180,35 @@ async def test_a_drain_that_cannot_be_written_down_does_not_begin(world):
     world.database.overrides[GOLD] = pin
     await replica.leadership.renew()
     world.refresh()
-    describe = world.cloud.describe
 
-    async def describe_and_lose_the_database():
+    def lose_the_database(operation: str) -> None:
         world.database.is_reachable = False
-        return await describe()
 
-    world.cloud.describe = describe_and_lose_the_database
+    world.cloud.on_call = lose_the_database
     await replica.loop.tick()
     assert replica.loop.drains.instance_ids == frozenset()
     assert world.routers.draining == set()
-    world.cloud.describe = describe
+    world.cloud.on_call = None
     world.database.is_reachable = True
     await world.tick(replica)
     failed = [r for r in changes(world) if r.outcome is Outcome.FAILED]
     assert "no drain was begun" in failed[0].outcome_message
 
 
-async def test_intents_a_dead_leader_left_are_closed_by_the_next(world):
+async def test_intents_a_dead_leader_left_are_closed_by_the_next(world: MemoryWorld) -> None:
     leader = world.replica("a")
     world.ask(gold=40_000)
     await leader.leadership.renew()
     world.refresh()
 
-    async def die(*_):
-        raise asyncio.CancelledError
+    def die(operation: str) -> None:
+        if operation == "SetDesiredCapacity":
+            raise asyncio.CancelledError
 
-    set_desired, world.cloud.set_desired = world.cloud.set_desired, die
+    world.cloud.on_call = die
     with pytest.raises(asyncio.CancelledError):
         await leader.loop.tick()
-    world.cloud.set_desired = set_desired
+    world.cloud.on_call = None
     second = world.replica("b")
     await world.clock.advance(16)
     await world.tick(second)
@@ -211,16 +217,19 @@ async def test_intents_a_dead_leader_left_are_closed_by_the_next(world):
     assert "stopped before" in lost.outcome_message
 
 
-async def test_a_cloud_that_refuses_is_journalled_once_and_tried_every_round(world):
+async def test_a_cloud_that_refuses_is_journalled_once_and_tried_every_round(
+    world: MemoryWorld,
+) -> None:
     replica = world.replica()
     tries = 0
 
-    async def refuse(*_):
+    def refuse(operation: str) -> None:
         nonlocal tries
-        tries += 1
-        raise CloudError("SetDesiredCapacity was refused: ResourceContention: busy")
+        if operation == "SetDesiredCapacity":
+            tries += 1
+            raise CloudError("SetDesiredCapacity was refused: ResourceContention: busy")
 
-    set_desired, world.cloud.set_desired = world.cloud.set_desired, refuse
+    world.cloud.on_call = refuse
     world.database.overrides[GOLD] = Override(
         kind=OverrideKind.PIN, desired=6, expire_time=world.now() + 600, reason="x", set_by="ops"
     )
@@ -229,12 +238,12 @@ async def test_a_cloud_that_refuses_is_journalled_once_and_tried_every_round(wor
     failed = [r for r in changes(world) if r.outcome is Outcome.FAILED]
     assert len(failed) == 1
     assert "ResourceContention" in failed[0].outcome_message
-    world.cloud.set_desired = set_desired
+    world.cloud.on_call = None
     await world.pass_time(5, replica)
     assert changes(world)[-1].outcome is Outcome.APPLIED
 
 
-async def test_a_dry_run_decides_and_touches_nothing(world):
+async def test_a_dry_run_decides_and_touches_nothing(world: MemoryWorld) -> None:
     replica = world.replica(dry_run=True)
     world.ask(gold=40_000)
     await world.pass_time(30, replica)
@@ -244,14 +253,14 @@ async def test_a_dry_run_decides_and_touches_nothing(world):
     assert record.decision.desired == 6
 
 
-async def test_steady_tiers_are_journalled_once_a_minute(world):
+async def test_steady_tiers_are_journalled_once_a_minute(world: MemoryWorld) -> None:
     replica = world.replica(policy={"minimum": 2})
     world.ask(gold=12_000)
     await world.pass_time(600, replica)
     assert 10 <= len(world.decisions(GOLD)) <= 12
 
 
-async def test_an_override_of_any_replica_reaches_the_leader(world):
+async def test_an_override_of_any_replica_reaches_the_leader(world: MemoryWorld) -> None:
     leader = world.replica("a")
     await world.tick(leader)
     stores = world.database.stores()
@@ -266,7 +275,7 @@ async def test_an_override_of_any_replica_reaches_the_leader(world):
     assert changes(world)[-1].decision.rule is DecisionRule.OVERRIDE
 
 
-async def test_the_budget_of_the_players_online_stops_growth(world):
+async def test_the_budget_of_the_players_online_stops_growth(world: MemoryWorld) -> None:
     budget = BudgetPolicy(usd_per_player_month=8.0, floor_servers={GOLD: 3})
     replica = world.replica(budget=budget)
     world.database.players = Players(online=450, count_time=world.now())  # $4.93 an hour
@@ -279,7 +288,7 @@ async def test_the_budget_of_the_players_online_stops_growth(world):
     assert replica.picture.reports[GOLD].record.decision.rule is DecisionRule.AT_BUDGET
 
 
-async def test_a_silent_cloud_holds_everything_and_loses_nothing(world):
+async def test_a_silent_cloud_holds_everything_and_loses_nothing(world: MemoryWorld) -> None:
     replica = world.replica(policy={"minimum": 1, "stabilization_seconds": 30.0})
     await world.tick(replica)
     world.cloud.is_reachable = False
@@ -291,7 +300,7 @@ async def test_a_silent_cloud_holds_everything_and_loses_nothing(world):
     assert len(world.cloud.instance_ids(GOLD)) == 2
 
 
-async def test_decision_ids_ascend_also_within_a_millisecond(world):
+async def test_decision_ids_ascend_also_within_a_millisecond(world: MemoryWorld) -> None:
     replica = world.replica()
     world.ask(gold=40_000, silver=40_000, bronze=40_000)
     await world.tick(replica)
@@ -301,7 +310,9 @@ async def test_decision_ids_ascend_also_within_a_millisecond(world):
     assert len(set(ids)) == len(ids)
 
 
-async def test_an_interrupted_server_is_given_back_before_the_cloud_takes_it(world):
+async def test_an_interrupted_server_is_given_back_before_the_cloud_takes_it(
+    world: MemoryWorld,
+) -> None:
     replica = world.replica()
     world.ask(gold=12_000)
     second = world.cloud.instance_ids(GOLD)[1]

@@ -1,6 +1,7 @@
 """Each rule of the control law, one situation at a time."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from autoscaler.domain.decide import decide
 from autoscaler.domain.decision import Decision, DecisionRule
 from autoscaler.domain.overrides import Override, OverrideKind
 from autoscaler.domain.policy import TierPolicy
-from autoscaler.domain.snapshot import InstancePhase, TierSnapshot
+from autoscaler.domain.snapshot import FleetLoad, InstancePhase, TierSnapshot
 from autoscaler.testing.builders import (
     START,
     build_demand,
@@ -38,32 +39,32 @@ def repeat(
     return decision, state
 
 
-def test_a_tier_that_carries_its_demand_stays():
+def test_a_tier_that_carries_its_demand_stays() -> None:
     decision, _ = decide(build_tier_snapshot(2, 12_000), SETTLED, build_policy(), START)
     assert (decision.rule, decision.desired) == (DecisionRule.STEADY, 2)
     assert decision.plan.is_empty
 
 
-def test_demand_over_capacity_asks_for_as_many_servers_as_it_takes():
+def test_demand_over_capacity_asks_for_as_many_servers_as_it_takes() -> None:
     decision, _ = decide(build_tier_snapshot(2, 40_000), SETTLED, build_policy(), START)
     # 40,000 tokens / (10,000 x 70 %) = 5.7
     assert (decision.rule, decision.desired) == (DecisionRule.SCALE_OUT_DEMAND, 6)
     assert decision.plan.group_desired == 6
 
 
-def test_queued_work_counts_as_demand():
+def test_queued_work_counts_as_demand() -> None:
     demand = build_demand(6_000, queued_requests=30, queued_tokens=18_000)
     decision, _ = decide(build_tier_snapshot(1, demand=demand), SETTLED, build_policy(), START)
     assert decision.desired == 4
 
 
-def test_load_only_the_servers_show_counts_as_demand():
-    fleet = replace(build_tier_snapshot(1).fleet, running_requests=40, waiting_requests=10)
+def test_load_only_the_servers_show_counts_as_demand() -> None:
+    fleet = FleetLoad(running_requests=40, waiting_requests=10, reporting_servers=1, latency=None)
     decision, _ = decide(build_tier_snapshot(1, fleet=fleet), SETTLED, build_policy(), START)
     assert decision.desired == 5  # 50 requests x 600 tokens
 
 
-def test_servers_that_are_on_their_way_are_not_asked_for_again():
+def test_servers_that_are_on_their_way_are_not_asked_for_again() -> None:
     pending = tuple(
         build_instance(n, phase=InstancePhase.PENDING, launch_time=START, server_ids=())
         for n in range(1, 4)
@@ -86,17 +87,17 @@ def test_servers_that_are_on_their_way_are_not_asked_for_again():
     ],
     ids=["queued", "shed", "arriving"],
 )
-def test_a_tier_at_zero_starts_when_somebody_wants_it(demand):
+def test_a_tier_at_zero_starts_when_somebody_wants_it(demand: Any) -> None:
     decision, _ = decide(build_tier_snapshot(0, demand=demand), SETTLED, build_policy(), START)
     assert (decision.rule, decision.desired) == (DecisionRule.START_FROM_ZERO, 1)
 
 
-def test_a_tier_at_zero_stays_there_while_nobody_wants_it():
+def test_a_tier_at_zero_stays_there_while_nobody_wants_it() -> None:
     decision, _ = repeat(build_tier_snapshot(0), build_policy(), 120)
     assert (decision.rule, decision.desired) == (DecisionRule.STEADY, 0)
 
 
-def test_lower_demand_must_last_for_the_whole_window():
+def test_lower_demand_must_last_for_the_whole_window() -> None:
     policy = build_policy()
     _, state = repeat(build_tier_snapshot(6, 40_000), policy, 600)
     calm = build_tier_snapshot(6, 10_000)
@@ -112,7 +113,7 @@ def test_lower_demand_must_last_for_the_whole_window():
     assert first.plan.group_desired is None
 
 
-def test_a_new_leader_watches_for_a_whole_window_before_it_takes_anything_away():
+def test_a_new_leader_watches_for_a_whole_window_before_it_takes_anything_away() -> None:
     decision, _ = repeat(build_tier_snapshot(6, 1_000), build_policy(), 295)
     assert decision.rule is DecisionRule.HOLD_STABILISATION
     assert "watched for 295 of 300 s" in decision.steps[-1].detail
@@ -126,12 +127,12 @@ def test_a_new_leader_watches_for_a_whole_window_before_it_takes_anything_away()
         {"group_age_seconds": 300.0},
     ],
 )
-def test_stale_inputs_take_nothing_away_however_long_they_last(ages):
+def test_stale_inputs_take_nothing_away_however_long_they_last(ages: Any) -> None:
     decision, _ = repeat(build_tier_snapshot(6, 1_000, **ages), build_policy(), 1_000, SETTLED)
     assert (decision.rule, decision.desired) == (DecisionRule.HOLD_STALE_INPUT, 6)
 
 
-def test_after_a_gap_in_the_inputs_the_window_begins_anew():
+def test_after_a_gap_in_the_inputs_the_window_begins_anew() -> None:
     policy = build_policy()
     _, state = repeat(build_tier_snapshot(6, 1_000), policy, 200)
     _, state = decide(
@@ -141,7 +142,7 @@ def test_after_a_gap_in_the_inputs_the_window_begins_anew():
     assert decision.rule is DecisionRule.HOLD_STABILISATION
 
 
-def test_while_the_database_is_away_nothing_is_taken_away_and_growth_goes_on():
+def test_while_the_database_is_away_nothing_is_taken_away_and_growth_goes_on() -> None:
     policy = build_policy()
     decision, state = repeat(
         build_tier_snapshot(6, 1_000, database_reachable=False), policy, 1_000, SETTLED
@@ -153,7 +154,7 @@ def test_while_the_database_is_away_nothing_is_taken_away_and_growth_goes_on():
     assert (grown.rule, grown.desired) == (DecisionRule.SCALE_OUT_DEMAND, 12)
 
 
-def test_an_idle_tier_goes_to_zero_after_its_idle_time():
+def test_an_idle_tier_goes_to_zero_after_its_idle_time() -> None:
     policy = build_policy()
     decision, state = repeat(build_tier_snapshot(1), policy, 895)
     assert decision.desired == 1
@@ -161,25 +162,25 @@ def test_an_idle_tier_goes_to_zero_after_its_idle_time():
     assert (decision.rule, decision.desired) == (DecisionRule.SCALE_IN_DEMAND, 0)
 
 
-def test_a_minimum_keeps_an_idle_tier_warm():
+def test_a_minimum_keeps_an_idle_tier_warm() -> None:
     decision, _ = repeat(build_tier_snapshot(1), build_policy(minimum=1), 2_000)
     assert (decision.rule, decision.desired) == (DecisionRule.AT_MINIMUM, 1)
 
 
-def test_the_maximum_stops_growth_and_says_so():
+def test_the_maximum_stops_growth_and_says_so() -> None:
     decision, _ = decide(build_tier_snapshot(4, 90_000), SETTLED, build_policy(maximum=4), START)
     assert (decision.rule, decision.desired) == (DecisionRule.AT_MAXIMUM, 4)
     assert decision.plan.is_empty
 
 
-def test_the_groups_own_maximum_is_never_exceeded():
+def test_the_groups_own_maximum_is_never_exceeded() -> None:
     decision, _ = decide(
         build_tier_snapshot(2, 90_000, group_maximum=3), SETTLED, build_policy(), START
     )
     assert decision.plan.group_desired == 3
 
 
-def test_the_budget_stops_growth_but_takes_nothing_away():
+def test_the_budget_stops_growth_but_takes_nothing_away() -> None:
     snapshot = build_tier_snapshot(
         4, 90_000, players_online=500, players_age_seconds=1.0, affordable_servers=3
     )
@@ -187,7 +188,7 @@ def test_the_budget_stops_growth_but_takes_nothing_away():
     assert (decision.rule, decision.desired) == (DecisionRule.AT_BUDGET, 4)
 
 
-def test_the_budget_lets_a_tier_grow_as_far_as_it_reaches():
+def test_the_budget_lets_a_tier_grow_as_far_as_it_reaches() -> None:
     snapshot = build_tier_snapshot(
         4, 90_000, players_online=500, players_age_seconds=1.0, affordable_servers=6
     )
@@ -195,7 +196,7 @@ def test_the_budget_lets_a_tier_grow_as_far_as_it_reaches():
     assert (decision.rule, decision.desired) == (DecisionRule.SCALE_OUT_DEMAND, 6)
 
 
-def test_an_interrupted_server_is_replaced_before_it_goes():
+def test_an_interrupted_server_is_replaced_before_it_goes() -> None:
     policy = build_policy()
     going = build_instance(1, interruption_time=START + 110)
     snapshot = build_tier_snapshot(2, 12_000, instances=(build_instance(0), going))
@@ -211,7 +212,7 @@ def test_an_interrupted_server_is_replaced_before_it_goes():
     assert drained.plan.group_desired is None
 
 
-def test_an_interrupted_server_is_drained_in_time_even_without_a_replacement():
+def test_an_interrupted_server_is_drained_in_time_even_without_a_replacement() -> None:
     snapshot = build_tier_snapshot(
         1, 5_000, instances=(build_instance(0, interruption_time=START + 40),), group_desired=2
     )
@@ -220,14 +221,14 @@ def test_an_interrupted_server_is_drained_in_time_even_without_a_replacement():
     assert decision.desired == 1
 
 
-def test_a_server_that_never_became_ready_is_replaced():
+def test_a_server_that_never_became_ready_is_replaced() -> None:
     stuck = build_instance(1, phase=InstancePhase.PENDING, launch_time=START - 300, server_ids=())
     snapshot = build_tier_snapshot(2, 12_000, instances=(build_instance(0), stuck))
     decision, _ = decide(snapshot, SETTLED, build_policy(), START)
     assert decision.desired == 3
 
 
-def test_a_silent_server_is_replaced_after_its_grace():
+def test_a_silent_server_is_replaced_after_its_grace() -> None:
     silent = build_instance(1, phase=InstancePhase.UNRESPONSIVE, phase_age_seconds=30.0)
     snapshot = build_tier_snapshot(2, 12_000, instances=(build_instance(0), silent))
     decision, state = decide(snapshot, SETTLED, build_policy(), START)
@@ -239,7 +240,7 @@ def test_a_silent_server_is_replaced_after_its_grace():
     assert decision.desired == 3
 
 
-def test_growth_takes_drains_back_before_it_buys():
+def test_growth_takes_drains_back_before_it_buys() -> None:
     draining = tuple(build_instance(n, is_draining=True) for n in (2, 3))
     snapshot = build_tier_snapshot(
         4, 40_000, instances=(build_instance(0), build_instance(1), *draining)
@@ -250,20 +251,20 @@ def test_growth_takes_drains_back_before_it_buys():
     assert decision.plan.group_desired == 6
 
 
-def hold(kind: OverrideKind, **values) -> Override:
+def hold(kind: OverrideKind, **values: Any) -> Override:
     return Override(
         kind=kind, expire_time=START + 3600, reason="boss fight", set_by="ops", **values
     )
 
 
-def test_a_pin_sets_exactly_its_size_also_downwards():
+def test_a_pin_sets_exactly_its_size_also_downwards() -> None:
     pinned = build_tier_snapshot(6, 40_000, override=hold(OverrideKind.PIN, desired=2))
     decision, _ = decide(pinned, SETTLED, build_policy(), START)
     assert (decision.rule, decision.desired) == (DecisionRule.OVERRIDE, 2)
     assert len(decision.plan.drain_instance_ids) == 4
 
 
-def test_a_pin_takes_nothing_away_while_the_database_is_away():
+def test_a_pin_takes_nothing_away_while_the_database_is_away() -> None:
     pinned = build_tier_snapshot(
         6, 40_000, override=hold(OverrideKind.PIN, desired=2), database_reachable=False
     )
@@ -271,14 +272,14 @@ def test_a_pin_takes_nothing_away_while_the_database_is_away():
     assert (decision.rule, decision.desired) == (DecisionRule.HOLD_DATABASE_AWAY, 6)
 
 
-def test_a_freeze_keeps_the_size_whatever_is_asked():
+def test_a_freeze_keeps_the_size_whatever_is_asked() -> None:
     frozen = build_tier_snapshot(2, 40_000, override=hold(OverrideKind.FREEZE))
     decision, _ = decide(frozen, SETTLED, build_policy(), START)
     assert (decision.rule, decision.desired) == (DecisionRule.OVERRIDE, 2)
     assert decision.plan.is_empty
 
 
-def test_bounds_replace_the_configured_ones():
+def test_bounds_replace_the_configured_ones() -> None:
     bounded = build_tier_snapshot(2, 40_000, override=hold(OverrideKind.BOUNDS, maximum=3))
     decision, _ = decide(bounded, SETTLED, build_policy(), START)
     assert decision.desired == 3
@@ -287,7 +288,7 @@ def test_bounds_replace_the_configured_ones():
     assert (decision.rule, decision.desired) == (DecisionRule.OVERRIDE, 2)
 
 
-def test_an_expired_override_is_no_override():
+def test_an_expired_override_is_no_override() -> None:
     expired = replace(hold(OverrideKind.PIN, desired=9), expire_time=START - 1)
     decision, _ = decide(
         build_tier_snapshot(2, 12_000, override=expired), SETTLED, build_policy(), START
@@ -295,7 +296,7 @@ def test_an_expired_override_is_no_override():
     assert decision.rule is DecisionRule.STEADY
 
 
-def test_capacity_the_cloud_never_delivered_is_cancelled_without_taking_a_server():
+def test_capacity_the_cloud_never_delivered_is_cancelled_without_taking_a_server() -> None:
     snapshot = build_tier_snapshot(2, 1_000, group_desired=5)
     pinned = replace(snapshot, override=hold(OverrideKind.PIN, desired=2))
     decision, _ = decide(pinned, SETTLED, build_policy(), START)
@@ -303,7 +304,7 @@ def test_capacity_the_cloud_never_delivered_is_cancelled_without_taking_a_server
     assert decision.plan.drain_instance_ids == ()
 
 
-def test_explanations_carry_the_arithmetic_in_order():
+def test_explanations_carry_the_arithmetic_in_order() -> None:
     decision, _ = decide(build_tier_snapshot(2, 42_000), SETTLED, build_policy(), START)
     titles = [step.title for step in decision.steps]
     assert titles == [
@@ -317,7 +318,7 @@ def test_explanations_carry_the_arithmetic_in_order():
     assert decision.summary.startswith("Gold 2 → 6: ")
 
 
-def test_growing_demand_is_met_ahead_by_the_time_a_server_takes_to_start():
+def test_growing_demand_is_met_ahead_by_the_time_a_server_takes_to_start() -> None:
     policy = build_policy()
     state = SETTLED
     desired_with, desired_without = [], []

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ SETTLED = ControlState(fresh_since=START - 3600)
 
 
 @st.composite
-def instances(draw, maximum=12):
+def instances(draw: Any, maximum: Any = 12) -> Any:
     count = draw(st.integers(0, maximum))
     return tuple(
         build_instance(
@@ -40,7 +41,7 @@ def instances(draw, maximum=12):
 
 
 @st.composite
-def snapshots(draw) -> TierSnapshot:
+def snapshots(draw: Any) -> TierSnapshot:
     members = draw(instances())
     unlaunched = draw(st.integers(0, 3))
     age = st.sampled_from([None, 1.0, 14.0, 90.0])
@@ -69,11 +70,11 @@ def snapshots(draw) -> TierSnapshot:
     )
 
 
-hold = {"expire_time": START + 60, "reason": "test", "set_by": "ops"}
+hold: dict[str, Any] = {"expire_time": START + 60, "reason": "test", "set_by": "ops"}
 
 
 @given(snapshot=snapshots(), maximum=st.integers(0, 30))
-def test_more_is_never_asked_for_than_is_allowed(snapshot, maximum):
+def test_more_is_never_asked_for_than_is_allowed(snapshot: TierSnapshot, maximum: Any) -> None:
     policy = build_policy(minimum=0, maximum=maximum)
     decision, _ = decide(snapshot, SETTLED, policy, START)
     assert decision.desired >= 0
@@ -86,7 +87,7 @@ def test_more_is_never_asked_for_than_is_allowed(snapshot, maximum):
 
 
 @given(snapshot=snapshots())
-def test_stale_inputs_never_lower_a_tier(snapshot):
+def test_stale_inputs_never_lower_a_tier(snapshot: TierSnapshot) -> None:
     stale = replace(snapshot, demand_age_seconds=1_000.0, override=None)
     decision, _ = decide(stale, SETTLED, build_policy(), START)
     assert decision.desired >= decision.previous_desired
@@ -94,7 +95,7 @@ def test_stale_inputs_never_lower_a_tier(snapshot):
 
 
 @given(snapshot=snapshots())
-def test_without_the_database_nothing_is_ever_taken_away(snapshot):
+def test_without_the_database_nothing_is_ever_taken_away(snapshot: TierSnapshot) -> None:
     away = replace(snapshot, database_reachable=False)
     decision, _ = decide(away, SETTLED, build_policy(), START)
     assert decision.desired >= decision.previous_desired
@@ -102,14 +103,16 @@ def test_without_the_database_nothing_is_ever_taken_away(snapshot):
 
 
 @given(snapshot=snapshots())
-def test_the_group_is_never_set_below_its_live_instances(snapshot):
+def test_the_group_is_never_set_below_its_live_instances(snapshot: TierSnapshot) -> None:
     decision, _ = decide(snapshot, SETTLED, build_policy(), START)
     if decision.plan.group_desired is not None:
         assert decision.plan.group_desired >= min(len(snapshot.instances), snapshot.group_desired)
 
 
 @given(snapshot=snapshots())
-def test_only_servers_that_stay_are_drained_and_only_draining_ones_resumed(snapshot):
+def test_only_servers_that_stay_are_drained_and_only_draining_ones_resumed(
+    snapshot: TierSnapshot,
+) -> None:
     decision, _ = decide(snapshot, SETTLED, build_policy(), START)
     staying = {i.instance_id for i in snapshot.staying}
     draining = {i.instance_id for i in snapshot.draining}
@@ -119,7 +122,7 @@ def test_only_servers_that_stay_are_drained_and_only_draining_ones_resumed(snaps
 
 
 @given(snapshot=snapshots())
-def test_ready_servers_never_fall_below_what_remains_asked_for(snapshot):
+def test_ready_servers_never_fall_below_what_remains_asked_for(snapshot: TierSnapshot) -> None:
     calm = replace(
         snapshot,
         instances=tuple(replace(i, interruption_time=None) for i in snapshot.instances),
@@ -136,7 +139,9 @@ def test_ready_servers_never_fall_below_what_remains_asked_for(snapshot):
     servers=st.integers(0, 20),
     history=st.lists(st.integers(0, 100_000), max_size=8),
 )
-def test_more_demand_never_asks_for_fewer_servers(low, more, servers, history):
+def test_more_demand_never_asks_for_fewer_servers(
+    low: Any, more: Any, servers: Any, history: Any
+) -> None:
     policy = build_policy()
     state = SETTLED
     now = START
@@ -149,7 +154,7 @@ def test_more_demand_never_asks_for_fewer_servers(low, more, servers, history):
 
 
 @given(tokens=st.integers(0, 300_000), pending=st.integers(0, 30), ready=st.integers(0, 10))
-def test_pending_servers_count_once(tokens, pending, ready):
+def test_pending_servers_count_once(tokens: Any, pending: Any, ready: Any) -> None:
     """Asking again while servers start changes nothing: the answer depends on the demand."""
     waiting = tuple(
         build_instance(100 + n, phase=InstancePhase.PENDING, launch_time=START, server_ids=())
@@ -167,7 +172,7 @@ def test_pending_servers_count_once(tokens, pending, ready):
 
 @settings(max_examples=25, deadline=None)
 @given(tokens=st.integers(0, 120_000), servers=st.integers(0, 20))
-def test_constant_load_comes_to_rest_and_stays_there(tokens, servers):
+def test_constant_load_comes_to_rest_and_stays_there(tokens: Any, servers: Any) -> None:
     policy = build_policy()
     state = ControlState()
     size, sizes, now = servers, [], START
@@ -183,13 +188,13 @@ def test_constant_load_comes_to_rest_and_stays_there(tokens, servers):
 
 
 @given(snapshot=snapshots())
-def test_the_same_input_gives_the_same_decision(snapshot):
+def test_the_same_input_gives_the_same_decision(snapshot: TierSnapshot) -> None:
     policy = build_policy()
     assert decide(snapshot, SETTLED, policy, START) == decide(snapshot, SETTLED, policy, START)
 
 
 @given(snapshot=snapshots())
-def test_every_decision_can_be_explained(snapshot):
+def test_every_decision_can_be_explained(snapshot: TierSnapshot) -> None:
     policy = build_policy()
     decision, _ = decide(snapshot, SETTLED, policy, START)
     assert len(decision.steps) >= 4

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,8 +32,8 @@ PRICES = PriceTable(
 )
 
 
-def member(number: int, **changes) -> GroupInstance:
-    values = {
+def member(number: int, **changes: Any) -> GroupInstance:
+    values: dict[str, Any] = {
         "instance_id": f"i-{number}",
         "instance_type": "g5.xlarge",
         "is_spot": False,
@@ -43,8 +44,8 @@ def member(number: int, **changes) -> GroupInstance:
     return GroupInstance(**(values | changes))
 
 
-def group(*instances: GroupInstance, **changes) -> ScalingGroup:
-    values = {
+def group(*instances: GroupInstance, **changes: Any) -> ScalingGroup:
+    values: dict[str, Any] = {
         "name": "gold",
         "desired": len(instances),
         "minimum": 0,
@@ -55,8 +56,8 @@ def group(*instances: GroupInstance, **changes) -> ScalingGroup:
     return ScalingGroup(**(values | changes))
 
 
-def host(number: int, *, ready: bool = True, fresh: bool = True, **changes) -> FleetHost:
-    values = {
+def host(number: int, *, ready: bool = True, fresh: bool = True, **changes: Any) -> FleetHost:
+    values: dict[str, Any] = {
         "host_id": f"i-{number}",
         "is_fresh": fresh,
         "is_spot": False,
@@ -74,8 +75,16 @@ def host(number: int, *, ready: bool = True, fresh: bool = True, **changes) -> F
     return FleetHost(**(values | changes))
 
 
-def look(members, hosts, *, memory=None, fleet_age=1.0, now=START, **changes):
-    values = {
+def look(
+    members: Any,
+    hosts: Any,
+    *,
+    memory: Any = None,
+    fleet_age: Any = 1.0,
+    now: Any = START,
+    **changes: Any,
+) -> Any:
+    values: dict[str, Any] = {
         "policy": build_policy(),
         "group": group(*members),
         "fleet": FleetView(hosts={h.host_id: h for h in hosts}, tiers={}, age_seconds=fleet_age),
@@ -92,11 +101,11 @@ def look(members, hosts, *, memory=None, fleet_age=1.0, now=START, **changes):
     return build_snapshot(**(values | changes))
 
 
-def phases(snapshot):
+def phases(snapshot: Any) -> Any:
     return {i.instance_id: i.phase for i in snapshot.instances}
 
 
-def test_an_instance_serves_when_the_feed_says_so():
+def test_an_instance_serves_when_the_feed_says_so() -> None:
     snapshot, _ = look([member(1), member(2), member(3)], [host(1), host(2, ready=False)])
     assert phases(snapshot) == {
         "i-1": InstancePhase.READY,
@@ -107,7 +116,7 @@ def test_an_instance_serves_when_the_feed_says_so():
     assert snapshot.instances[0].server_ids == ("gold-1",)
 
 
-def test_a_server_that_was_ready_and_is_gone_is_unresponsive_since_then():
+def test_a_server_that_was_ready_and_is_gone_is_unresponsive_since_then() -> None:
     _, memory = look([member(1)], [host(1)])
     snapshot, memory = look([member(1)], [], memory=memory, now=START + 10)
     snapshot, memory = look([member(1)], [], memory=memory, now=START + 25)
@@ -115,23 +124,23 @@ def test_a_server_that_was_ready_and_is_gone_is_unresponsive_since_then():
     assert snapshot.instances[0].phase_age_seconds == 15
 
 
-def test_a_stale_feed_changes_no_phase():
+def test_a_stale_feed_changes_no_phase() -> None:
     _, memory = look([member(1)], [host(1)])
     snapshot, _ = look([member(1)], [], memory=memory, fleet_age=60.0, now=START + 60)
     assert phases(snapshot) == {"i-1": InstancePhase.READY}
 
 
-def test_a_stale_host_counts_as_unresponsive_also_for_a_new_replica():
+def test_a_stale_host_counts_as_unresponsive_also_for_a_new_replica() -> None:
     snapshot, _ = look([member(1)], [host(1, fresh=False)])
     assert phases(snapshot) == {"i-1": InstancePhase.UNRESPONSIVE}
 
 
-def test_terminating_members_are_not_there():
+def test_terminating_members_are_not_there() -> None:
     snapshot, _ = look([member(1), member(2, is_terminating=True)], [host(1), host(2)])
     assert [i.instance_id for i in snapshot.instances] == ["i-1"]
 
 
-def test_instances_cost_what_they_were_bought_for():
+def test_instances_cost_what_they_were_bought_for() -> None:
     members = [
         member(1),
         member(2, is_spot=True),
@@ -143,7 +152,7 @@ def test_instances_cost_what_they_were_bought_for():
     assert PRICES.of_group(group(*members, member(5, is_terminating=True))) == pytest.approx(2.75)
 
 
-def test_the_tier_promise_chooses_the_latency():
+def test_the_tier_promise_chooses_the_latency() -> None:
     inter, first = Histogram((0.01,), (5, 0)), Histogram((0.2,), (7, 0))
     tier = FleetTier(
         running_requests=1,
@@ -160,14 +169,14 @@ def test_the_tier_promise_chooses_the_latency():
     assert snapshot.fleet.requests == 1
 
 
-def test_players_and_group_carry_their_age():
+def test_players_and_group_carry_their_age() -> None:
     snapshot, _ = look([], [], players=Players(online=9, count_time=START - 30), now=START + 5)
     assert snapshot.players_age_seconds == 35
     assert snapshot.group_age_seconds == 5
     assert snapshot.stale_inputs(build_policy()) == ("demand stream never seen (limit 15 s)",)
 
 
-def interval(received: float, seconds: float = 1.0, **counts) -> DemandInterval:
+def interval(received: float, seconds: float = 1.0, **counts: Any) -> DemandInterval:
     return DemandInterval(
         duration_seconds=seconds,
         received_time=received,
@@ -175,7 +184,7 @@ def interval(received: float, seconds: float = 1.0, **counts) -> DemandInterval:
     )
 
 
-def test_demand_is_summed_over_routers_and_as_old_as_the_oldest():
+def test_demand_is_summed_over_routers_and_as_old_as_the_oldest() -> None:
     window = DemandWindow(("a", "b"), window_seconds=10, forget_seconds=15)
     window.add("a", interval(100, arrived_requests=4, arrived_tokens=400, running_requests=2))
     assert window.view(100).age_seconds is None  # b has never spoken
@@ -187,7 +196,7 @@ def test_demand_is_summed_over_routers_and_as_old_as_the_oldest():
     assert (gold.running_requests, gold.queued_requests) == (2, 7)
 
 
-def test_rates_are_over_the_window_and_gauges_are_the_latest():
+def test_rates_are_over_the_window_and_gauges_are_the_latest() -> None:
     window = DemandWindow(("a",), window_seconds=10, forget_seconds=15)
     for second in range(30):
         window.add("a", interval(second, arrived_requests=second % 2, running_requests=second))
@@ -196,7 +205,7 @@ def test_rates_are_over_the_window_and_gauges_are_the_latest():
     assert gold.running_requests == 29
 
 
-def test_a_silent_router_stops_counting_and_makes_the_view_old():
+def test_a_silent_router_stops_counting_and_makes_the_view_old() -> None:
     window = DemandWindow(("a", "b"), window_seconds=10, forget_seconds=15)
     window.add("a", interval(100, running_requests=5))
     window.add("b", interval(120, running_requests=1))
@@ -206,7 +215,7 @@ def test_a_silent_router_stops_counting_and_makes_the_view_old():
     assert view.router_ages_seconds == {"a": 20, "b": 0}
 
 
-def test_a_quantile_lies_within_its_bucket():
+def test_a_quantile_lies_within_its_bucket() -> None:
     histogram = Histogram((0.01, 0.02, 0.04), (50, 40, 10, 0))
     assert quantile_seconds(histogram, 0.5) == pytest.approx(0.01)
     assert quantile_seconds(histogram, 0.95) == pytest.approx(0.03)
@@ -223,7 +232,7 @@ BUDGET = BudgetPolicy(
     ("players", "others", "servers"),
     [(1_000, 4.0, 6), (1_000, 10.0, 3), (10, 0.0, 3), (10_000, 20.0, 89), (0, 0.0, 3)],
 )
-def test_players_pay_for_servers_above_the_floor(players, others, servers):
+def test_players_pay_for_servers_above_the_floor(players: Any, others: Any, servers: Any) -> None:
     allowed = affordable_servers(
         Tier.GOLD,
         players_online=players,
@@ -234,20 +243,20 @@ def test_players_pay_for_servers_above_the_floor(players, others, servers):
     assert allowed == servers
 
 
-def test_without_players_or_a_budget_there_is_no_ceiling():
-    arguments = {"usd_per_hour_by_tier": {}, "usd_per_hour_per_server": 1.0}
+def test_without_players_or_a_budget_there_is_no_ceiling() -> None:
+    arguments: dict[str, Any] = {"usd_per_hour_by_tier": {}, "usd_per_hour_per_server": 1.0}
     assert affordable_servers(Tier.GOLD, players_online=None, budget=BUDGET, **arguments) is None
     free = replace(BUDGET, usd_per_player_month=None)
     assert affordable_servers(Tier.GOLD, players_online=5, budget=free, **arguments) is None
 
 
-def test_cost_per_player_is_told_when_there_are_players():
+def test_cost_per_player_is_told_when_there_are_players() -> None:
     assert usd_per_player_month(10.0, 1_000, BUDGET) == pytest.approx(7.3)
     assert usd_per_player_month(10.0, 0, BUDGET) is None
     assert usd_per_player_month(10.0, None, BUDGET) is None
 
 
-def test_phases_are_remembered_only_of_instances_that_exist():
+def test_phases_are_remembered_only_of_instances_that_exist() -> None:
     memory = PhaseMemory({})
     for count in itertools.islice(itertools.count(), 5):
         memory = memory.seen({f"i-{count}": InstancePhase.READY}, START + count)

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -46,9 +47,9 @@ DRAIN = Drain(
 )
 
 
-def record(number: int = 0, tokens: int = 40_000, **changes) -> DecisionRecord:
+def record(number: int = 0, tokens: int = 40_000, **changes: Any) -> DecisionRecord:
     decision, _ = decide(build_tier_snapshot(2, tokens), ControlState(), build_policy(), START)
-    values = {
+    values: dict[str, Any] = {
         "decision_id": decision_id(int(START * 1000) + number, 0, number),
         "decide_time": START + number,
         "decision": decision,
@@ -83,7 +84,9 @@ def record(number: int = 0, tokens: int = 40_000, **changes) -> DecisionRecord:
         "database away after the deadline",
     ],
 )
-def test_an_instance_goes_when_nothing_runs_or_time_is_up(running, fleet, may, after, verdict):
+def test_an_instance_goes_when_nothing_runs_or_time_is_up(
+    running: Any, fleet: Any, may: Any, after: Any, verdict: Any
+) -> None:
     answer, why = judge_drain(
         DRAIN,
         running_by_router=running,
@@ -95,7 +98,7 @@ def test_an_instance_goes_when_nothing_runs_or_time_is_up(running, fleet, may, a
     assert why
 
 
-def test_victims_are_those_that_are_missed_least():
+def test_victims_are_those_that_are_missed_least() -> None:
     servers = (
         build_instance(1, load_requests=9),
         build_instance(2, load_requests=1),
@@ -110,14 +113,14 @@ def test_victims_are_those_that_are_missed_least():
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**47), st.integers(0, 4095)), min_size=2))
-def test_decision_ids_ascend_in_time_and_counter(moments):
+def test_decision_ids_ascend_in_time_and_counter(moments: Any) -> None:
     ids = [decision_id(at, counter, 12345) for at, counter in sorted(moments)]
     assert ids == sorted(ids)
     assert all(uuid.UUID(i).version == 7 for i in ids)
 
 
-def last(**changes) -> LastEntry:
-    values = {
+def last(**changes: Any) -> LastEntry:
+    values: dict[str, Any] = {
         "time": START,
         "rule": DecisionRule.STEADY,
         "outcome": Outcome.NO_CHANGE,
@@ -126,7 +129,7 @@ def last(**changes) -> LastEntry:
     return LastEntry(**(values | changes))
 
 
-def test_changes_are_always_written_and_steadiness_once_a_minute():
+def test_changes_are_always_written_and_steadiness_once_a_minute() -> None:
     policy = JournalPolicy()
     change, steady = record().decision, record(tokens=12_000).decision
     assert is_worth_writing(change, last(), policy, START + 1)
@@ -135,7 +138,7 @@ def test_changes_are_always_written_and_steadiness_once_a_minute():
     assert is_worth_writing(steady, last(), policy, START + 60)
 
 
-def test_a_flapping_rule_is_written_at_a_bounded_pace():
+def test_a_flapping_rule_is_written_at_a_bounded_pace() -> None:
     policy = JournalPolicy()
     steady = record(tokens=12_000).decision
     held = last(rule=DecisionRule.HOLD_STABILISATION)
@@ -143,7 +146,7 @@ def test_a_flapping_rule_is_written_at_a_bounded_pace():
     assert is_worth_writing(steady, held, policy, START + 10)
 
 
-def test_the_same_failure_is_written_once_a_minute():
+def test_the_same_failure_is_written_once_a_minute() -> None:
     policy = JournalPolicy()
     failed = last(outcome=Outcome.FAILED, desired=6, rule=DecisionRule.SCALE_OUT_DEMAND)
     assert not is_worth_writing(record().decision, failed, policy, START + 30)
@@ -155,7 +158,7 @@ def journal(database: MemoryDatabase, limit: int = 5) -> BufferedJournal:
     return BufferedJournal(stores.journal, stores.drains, limit=limit)
 
 
-async def test_what_the_database_cannot_take_is_written_in_order_later():
+async def test_what_the_database_cannot_take_is_written_in_order_later() -> None:
     database = MemoryDatabase(now=lambda: START)
     buffered = journal(database, limit=50)
     database.is_reachable = False
@@ -172,7 +175,7 @@ async def test_what_the_database_cannot_take_is_written_in_order_later():
     assert buffered.waiting_decisions == 0
 
 
-async def test_a_full_buffer_drops_what_changed_nothing_first_and_never_drains():
+async def test_a_full_buffer_drops_what_changed_nothing_first_and_never_drains() -> None:
     database = MemoryDatabase(now=lambda: START, is_reachable=False)
     buffered = journal(database)
     await buffered.write(SaveDrain(DRAIN))
@@ -189,8 +192,8 @@ async def test_a_full_buffer_drops_what_changed_nothing_first_and_never_drains()
     assert record(2).decision_id not in database.decisions
 
 
-def hold(kind: OverrideKind, **changes) -> Override:
-    values = {"expire_time": START + 60, "reason": "x", "set_by": "ops"}
+def hold(kind: OverrideKind, **changes: Any) -> Override:
+    values: dict[str, Any] = {"expire_time": START + 60, "reason": "x", "set_by": "ops"}
     return Override(kind=kind, **(values | changes))
 
 
@@ -204,7 +207,7 @@ def hold(kind: OverrideKind, **changes) -> Override:
         hold(OverrideKind.PIN, desired=4, expire_time=START + 30 * 86_400),
     ],
 )
-def test_holds_that_make_sense_are_taken(override):
+def test_holds_that_make_sense_are_taken(override: Override) -> None:
     check_override(override, START)
 
 
@@ -223,18 +226,18 @@ def test_holds_that_make_sense_are_taken(override):
         ),
     ],
 )
-def test_holds_that_do_not_are_refused_field_by_field(override, fields):
+def test_holds_that_do_not_are_refused_field_by_field(override: Override, fields: Any) -> None:
     with pytest.raises(InvalidOverride) as caught:
         check_override(override, START)
     assert [v.field for v in caught.value.field_violations] == fields
 
 
-def test_a_record_survives_its_json():
+def test_a_record_survives_its_json() -> None:
     for tokens in (0, 12_000, 40_000):
         assert record_from_json(record_to_json(record(tokens=tokens))) == record(tokens=tokens)
 
 
-def test_every_rule_and_outcome_has_its_number_on_the_wire():
+def test_every_rule_and_outcome_has_its_number_on_the_wire() -> None:
     for rule in DecisionRule:
         decision = replace(record().decision, rule=rule)
         wire = decision_to_wire(record(decision=decision))
@@ -244,7 +247,7 @@ def test_every_rule_and_outcome_has_its_number_on_the_wire():
         assert pb.DecisionOutcome.Name(wire.outcome) == f"DECISION_OUTCOME_{outcome.value}"
 
 
-def test_what_is_not_known_is_unset_on_the_wire():
+def test_what_is_not_known_is_unset_on_the_wire() -> None:
     snapshot = build_tier_snapshot(2, demand=None, demand_age_seconds=None)
     decision, _ = decide(snapshot, ControlState(), build_policy(), START)
     inputs = explanation_to_wire(record(decision=decision)).decision.inputs
@@ -254,7 +257,7 @@ def test_what_is_not_known_is_unset_on_the_wire():
     assert inputs.HasField("fleet_age")
 
 
-def test_a_page_token_belongs_to_its_list():
+def test_a_page_token_belongs_to_its_list() -> None:
     request = pb.ListDecisionsRequest(tier=tier_pb2.TIER_GOLD)
     request.page_token = page_token(request, record().decision_id)
     assert filter_from_wire(request).before_id == record().decision_id
@@ -268,7 +271,7 @@ def test_a_page_token_belongs_to_its_list():
 ENVIRON = {"AUTOSCALER_DATABASE_URL": "postgresql://localhost/x"}
 
 
-def test_defaults_are_complete_and_consistent():
+def test_defaults_are_complete_and_consistent() -> None:
     settings = load_settings(AutoscalerSettings, ENVIRON)
     policies = settings.policies()
     assert set(policies) == set(Tier)
@@ -281,7 +284,7 @@ def test_defaults_are_complete_and_consistent():
     assert floor == pytest.approx(6.122)
 
 
-def test_contradicting_settings_are_reported_together():
+def test_contradicting_settings_are_reported_together() -> None:
     wrong = ENVIRON | {
         "AUTOSCALER_GOLD_MINIMUM": "60",
         "AUTOSCALER_SILVER_LATENCY_TARGET_SECONDS": "0.05",
@@ -293,12 +296,12 @@ def test_contradicting_settings_are_reported_together():
 
 
 @pytest.mark.parametrize("text", ["g5.xlarge", "g5.xlarge=", "=1", "g5.xlarge=-1", "a=1,b=x"])
-def test_prices_that_cannot_be_read_are_refused(text):
+def test_prices_that_cannot_be_read_are_refused(text: Any) -> None:
     with pytest.raises(ValueError, match="type=USD-per-hour"):
         parse_prices(text)
 
 
-async def test_subscribers_get_each_decision_once_whoever_published_it_first():
+async def test_subscribers_get_each_decision_once_whoever_published_it_first() -> None:
     database = MemoryDatabase(now=lambda: START)
     stores = database.stores()
     clock = FakeClock()

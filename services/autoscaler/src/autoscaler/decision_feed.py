@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import structlog
 
@@ -64,7 +64,7 @@ class DecisionFeed:
 
     async def subscribe(
         self, resume_token: str, tier: Tier | None, *, changes_only: bool
-    ) -> AsyncIterator[StreamItem[DecisionRecord]]:
+    ) -> AsyncGenerator[StreamItem[DecisionRecord], None]:
         """Yield matching decisions after the token, and signs of life between them."""
         last_sent = self._clock.monotonic()
         async for step in self._log.subscribe(resume_token):

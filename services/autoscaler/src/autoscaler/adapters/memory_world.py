@@ -24,6 +24,8 @@ class MemoryCloud:
         self._numbers = itertools.count(1)
         self.is_reachable = True
         self.launches = True
+        self.on_call: Callable[[str], None] | None = None
+        """Called with each operation's name before it happens; may raise instead of it."""
         self.calls: list[tuple[str, Tier, int | str]] = []
         self.groups = {
             tier: ScalingGroup(
@@ -87,6 +89,8 @@ class MemoryCloud:
         self.groups[tier] = replace(group, desired=desired, instances=(*kept, *launched))
 
     def _check(self, operation: str) -> None:
+        if self.on_call is not None:
+            self.on_call(operation)
         if not self.is_reachable:
             raise CloudError(f"{operation} was not answered in time")
 

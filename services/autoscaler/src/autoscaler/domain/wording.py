@@ -1,6 +1,7 @@
 """The sentences of an explanation."""
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 from autoscaler.domain.decision import DecisionRule, Step
 from autoscaler.domain.policy import TierPolicy
@@ -86,8 +87,25 @@ def summarize(
     name = snapshot.tier.value.capitalize()
     current = snapshot.current
     size = f"stays at {current}" if desired == current else f"{current} → {desired}"
-    last = steps[-1]
-    grows_by_demand = rule is DecisionRule.SCALE_OUT_DEMAND and last.title == "scale out"
-    if rule is DecisionRule.STEADY or grows_by_demand:
-        last = next(s for s in steps if s.title == "demand over capacity")
-    return f"{name} {size}: {last.title}: {last.detail}."
+    told = _decisive_step(rule, steps)
+    limit = steps[-1] if steps[-1].title in _LIMITS and steps[-1] is not told else None
+    limited = f"; {limit.title}: {limit.detail}" if limit else ""
+    return f"{name} {size}: {told.title}: {told.detail}{limited}."
+
+
+_LIMITS = ("budget", "maximum")
+_DECISIVE_TITLES = MappingProxyType(
+    {
+        DecisionRule.STEADY: ("demand over capacity",),
+        DecisionRule.START_FROM_ZERO: ("start from zero",),
+        DecisionRule.REPLACE_INTERRUPTED: ("servers to replace",),
+    }
+)
+
+
+def _decisive_step(rule: DecisionRule, steps: Sequence[Step]) -> Step:
+    titles = _DECISIVE_TITLES.get(rule, ())
+    if rule is DecisionRule.SCALE_OUT_DEMAND:
+        replaces = any(step.title == "replace ahead of time" for step in steps)
+        titles = ("servers to replace",) if replaces else ("demand over capacity",)
+    return next((step for step in steps if step.title in titles), steps[-1])

@@ -14,12 +14,13 @@ from autoscaler.adapters.proto_tiers import WIRE_OF_TIER
 from autoscaler.domain.tiers import TIERS, Tier
 from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc
-from servicekit.errors import NotFound
+from servicekit.errors import FailedPrecondition, NotFound
 from servicekit.server import ServiceRegistration
 
 __all__ = ["Asked", "ScriptedCollector", "ScriptedRouter"]
 
 _INTERVAL_SECONDS = 0.05
+_NOT_OFFERED = "The scripted service of a test does not offer this."
 
 
 def _now() -> Timestamp:
@@ -77,6 +78,31 @@ class ScriptedRouter(ai_router_pb2_grpc.AiRouterServiceServicer):
                 tiers=[self._tier(tier, self.asked.get(tier, Asked())) for tier in TIERS],
             )
             await asyncio.sleep(_INTERVAL_SECONDS)
+
+    async def Generate(  # noqa: N802 - the contract's name
+        self, request: ai_router_pb2.GenerateRequest, context: Any
+    ) -> AsyncIterator[ai_router_pb2.GenerateResponse]:
+        """Refuse: this router answers no players."""
+        raise FailedPrecondition(_NOT_OFFERED)
+        yield
+
+    async def GenerateOnce(  # noqa: N802 - the contract's name
+        self, request: ai_router_pb2.GenerateOnceRequest, context: Any
+    ) -> ai_router_pb2.GenerateOnceResponse:
+        """Refuse: this router answers no players."""
+        raise FailedPrecondition(_NOT_OFFERED)
+
+    async def ExplainRoute(  # noqa: N802 - the contract's name
+        self, request: ai_router_pb2.ExplainRouteRequest, context: Any
+    ) -> ai_router_pb2.ExplainRouteResponse:
+        """Refuse: this router routes nothing."""
+        raise FailedPrecondition(_NOT_OFFERED)
+
+    async def ListTiers(  # noqa: N802 - the contract's name
+        self, request: ai_router_pb2.ListTiersRequest, context: Any
+    ) -> ai_router_pb2.ListTiersResponse:
+        """Refuse: this router routes nothing."""
+        raise FailedPrecondition(_NOT_OFFERED)
 
     async def DrainServer(  # noqa: N802 - the contract's name
         self, request: ai_router_pb2.DrainServerRequest, context: Any
@@ -155,6 +181,18 @@ class ScriptedCollector(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
             first, sent = False, views
             yield message
             await asyncio.sleep(_INTERVAL_SECONDS)
+
+    async def GetFleet(  # noqa: N802 - the contract's name
+        self, request: gpu_metrics_pb2.GetFleetRequest, context: Any
+    ) -> gpu_metrics_pb2.GetFleetResponse:
+        """Refuse: this collector only streams."""
+        raise FailedPrecondition(_NOT_OFFERED)
+
+    async def ListServers(  # noqa: N802 - the contract's name
+        self, request: gpu_metrics_pb2.ListServersRequest, context: Any
+    ) -> gpu_metrics_pb2.ListServersResponse:
+        """Refuse: this collector only streams."""
+        raise FailedPrecondition(_NOT_OFFERED)
 
     def _view(self, host_id: str, tier: Tier) -> fleet_pb2.HostView:
         host = fleet_pb2.Host(host_id=host_id, instance_type="g5.xlarge")
