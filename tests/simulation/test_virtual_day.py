@@ -67,7 +67,7 @@ def day() -> Run:
 
 @pytest.fixture(scope="module")
 def evening() -> Run:
-    return play(EveningCurve(peak_players=1600, duration_seconds=3600), 3600)
+    return play(EveningCurve(peak_players=1600, duration_seconds=7200), 7200)
 
 
 @pytest.mark.timeout(300)
