@@ -7,7 +7,7 @@ Importing this package has no side effects. The pieces, each a module:
 - `cloud`, `scaling_group`: EC2 and Auto Scaling, with stock, Spot and prices
 - `virtual_time`, `simulation`, `routing`, `scaling`: the whole fleet in virtual time
 - `fluid`: the same world as flows, for weeks in seconds
-- `vllm_http`, `host_pages`: simulated vLLM servers over real sockets, in real time
+- `vllm_http`: simulated vLLM servers over real sockets, in real time
 """
 
 __all__: list[str] = []
