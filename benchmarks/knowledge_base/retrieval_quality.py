@@ -62,7 +62,7 @@ class Judged:
         """Normalised discounted cumulative gain of the first ten sections."""
         ideal = sorted(self.question.grades.values(), reverse=True)[:10]
         found = [self.question.grades.get(section, 0) for section in self.sections[:10]]
-        return _gain(found) / _gain(ideal)
+        return gain(found) / gain(ideal)
 
     def recall(self, depth: int) -> float:
         """Share of the graded sections among the first `depth`."""
@@ -75,8 +75,9 @@ class Judged:
         return float(any(self.question.grades.get(s) == 2 for s in self.sections[:5]))
 
 
-def _gain(grades: Sequence[int]) -> float:
-    return sum((2**grade - 1) / math.log2(rank + 2) for rank, grade in enumerate(grades))
+def gain(grades: Sequence[int]) -> float:
+    """Returns the discounted cumulative gain of sections with these grades, in this order."""
+    return math.fsum((2**grade - 1) / math.log2(rank + 2) for rank, grade in enumerate(grades))
 
 
 def read_questions() -> list[Question]:
@@ -140,7 +141,7 @@ def show(name: str, judged: Sequence[Judged]) -> None:
         for kind in KINDS
     )
     ndcg, hit = mean(judged, lambda j: j.ndcg), mean(judged, lambda j: j.hit)
-    recall_5, recall_10 = (mean(judged, lambda j, k=k: j.recall(k)) for k in (5, 10))
+    recall_5, recall_10 = mean(judged, lambda j: j.recall(5)), mean(judged, lambda j: j.recall(10))
     print(
         f"{name:<28} {ndcg:.3f}   {recall_5:.3f}     {recall_10:.3f}      {hit:.3f}"
         f"   {separation(judged):.3f}   {kinds}"

@@ -86,7 +86,7 @@ async def test_a_worlds_events_are_scored_in_their_world_alone(postgres_database
         KNOWLEDGE_BASE_RECENCY_WEIGHT="0",
         KNOWLEDGE_BASE_IMPORTANCE_WEIGHT="0",
     ) as running:
-        worlds = []
+        worlds: list[str] = []
         for texts in (noise, corpus):
             world = await running.stub.CreateWorld(
                 pb.CreateWorldRequest(name=str(len(worlds)), request_id=str(uuid.uuid4())),

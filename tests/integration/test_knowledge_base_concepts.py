@@ -3,15 +3,14 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
-from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
+from knowledge_base.testing import RunningKnowledgeBase, failure_of, serve_knowledge_base
 
 TIMEOUT_SECONDS = 20
 
@@ -33,9 +32,9 @@ async def new_world(running: RunningKnowledgeBase, name: str) -> str:
 
 
 async def put(
-    running: RunningKnowledgeBase, name: str, description: str, **options: object
+    running: RunningKnowledgeBase, name: str, description: str, **options: Any
 ) -> pb.Concept:
-    fields: dict[str, object] = {"kind": "character", "request_id": str(uuid.uuid4()), **options}
+    fields: dict[str, Any] = {"kind": "character", "request_id": str(uuid.uuid4()), **options}
     request = pb.PutConceptRequest(name=name, description=description, **fields)
     return (await running.stub.PutConcept(request, timeout=TIMEOUT_SECONDS)).concept
 
@@ -47,7 +46,7 @@ async def get(
     return (await running.stub.GetConcept(request, timeout=TIMEOUT_SECONDS)).concept
 
 
-async def names(running: RunningKnowledgeBase, **options: object) -> list[tuple[str, str]]:
+async def names(running: RunningKnowledgeBase, **options: Any) -> list[tuple[str, str]]:
     found, token = [], ""
     while True:
         page = await running.stub.ListConcepts(
@@ -60,9 +59,9 @@ async def names(running: RunningKnowledgeBase, **options: object) -> list[tuple[
 
 
 async def relate(
-    running: RunningKnowledgeBase, from_concept: str, to_concept: str, kind: str, **options: object
+    running: RunningKnowledgeBase, from_concept: str, to_concept: str, kind: str, **options: Any
 ) -> pb.Relationship:
-    fields: dict[str, object] = {"request_id": str(uuid.uuid4()), **options}
+    fields: dict[str, Any] = {"request_id": str(uuid.uuid4()), **options}
     request = pb.RelateConceptsRequest(
         from_concept=from_concept, to_concept=to_concept, kind=kind, **fields
     )
@@ -88,10 +87,8 @@ async def ties(
 
 
 def failure(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str]:
-    info = error_details_pb2.ErrorInfo()
-    status = rpc_status.from_call(error)
-    assert any(detail.Unpack(info) for detail in status.details)
-    return error.code(), info.reason
+    told = failure_of(error)
+    return told.code, told.reason
 
 
 async def test_versions_are_added_and_older_ones_stay(
@@ -229,7 +226,7 @@ async def test_unknown_ends_are_named(running: RunningKnowledgeBase, world: str)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await relate(running, "A", missing, "ally_of", world_id=world)
         assert failure(caught.value) == (grpc.StatusCode.NOT_FOUND, "CONCEPT_NOT_FOUND")
-        assert "to_concept" in str(rpc_status.from_call(caught.value))
+        assert "to_concept" in failure_of(caught.value).text
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await ties(running, "Nobody", world_id=world)
     assert failure(caught.value) == (grpc.StatusCode.NOT_FOUND, "CONCEPT_NOT_FOUND")

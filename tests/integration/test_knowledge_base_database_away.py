@@ -7,14 +7,17 @@ import asyncpg
 import grpc
 import grpc.aio
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from knowledge_base.__main__ import connect
 from knowledge_base.config import DatabaseSettings
 from knowledge_base.servicer import AGE_METADATA_KEY
-from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base, service_url
+from knowledge_base.testing import (
+    RunningKnowledgeBase,
+    failure_of,
+    serve_knowledge_base,
+    service_url,
+)
 from localsuite.postgres import EmbeddedPostgres
 from servicekit.settings import load_settings
 from servicekit.testing import FakeClock
@@ -33,12 +36,6 @@ async def ingest(running: RunningKnowledgeBase) -> None:
     ]
     async for _ in running.stub.IngestDocuments(iter(requests), timeout=TIMEOUT_SECONDS):
         pass
-
-
-def retry_seconds(error: grpc.aio.AioRpcError) -> float:
-    retry = error_details_pb2.RetryInfo()
-    assert any(detail.Unpack(retry) for detail in rpc_status.from_call(error).details)
-    return retry.retry_delay.ToTimedelta().total_seconds()
 
 
 async def test_unavailable_with_retry_then_recovery_by_itself(
@@ -71,7 +68,7 @@ async def test_unavailable_with_retry_then_recovery_by_itself(
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await getattr(running.stub, method)(request, timeout=TIMEOUT_SECONDS)
                 assert caught.value.code() is grpc.StatusCode.UNAVAILABLE, method
-                assert retry_seconds(caught.value) > 0
+                assert (failure_of(caught.value).retry_seconds or 0) > 0
                 assert "postgres" not in str(caught.value.details()).lower()
             # The same search as before is answered as before, and marked with its age.
             call = running.stub.Search(pb.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS)

@@ -48,9 +48,9 @@ async def service(
 
 async def make_world(running: RunningKnowledgeBase, name: str, word: str) -> str:
     """A world in which every table holds `word`."""
-    stub, request_id = running.stub, lambda: str(uuid.uuid4())
+    stub = running.stub
     world = await stub.CreateWorld(
-        pb.CreateWorldRequest(name=name, description=word, request_id=request_id()),
+        pb.CreateWorldRequest(name=name, description=word, request_id=str(uuid.uuid4())),
         timeout=TIMEOUT_SECONDS,
     )
     world_id = world.world.world_id
@@ -58,7 +58,7 @@ async def make_world(running: RunningKnowledgeBase, name: str, word: str) -> str
         pb.RecordEventsRequest(
             world_id=world_id,
             events=[pb.StoryEvent(text=word, participants=[word], kind=word)],
-            request_id=request_id(),
+            request_id=str(uuid.uuid4()),
         ),
         timeout=TIMEOUT_SECONDS,
     )
@@ -70,7 +70,7 @@ async def make_world(running: RunningKnowledgeBase, name: str, word: str) -> str
                 kind=word,
                 description=word,
                 attributes={word: word},
-                request_id=request_id(),
+                request_id=str(uuid.uuid4()),
             ),
             timeout=TIMEOUT_SECONDS,
         )
@@ -80,7 +80,7 @@ async def make_world(running: RunningKnowledgeBase, name: str, word: str) -> str
             from_concept=word,
             to_concept="plain",
             kind=word,
-            request_id=request_id(),
+            request_id=str(uuid.uuid4()),
         ),
         timeout=TIMEOUT_SECONDS,
     )

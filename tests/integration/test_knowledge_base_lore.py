@@ -3,15 +3,19 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
-from knowledge_base.testing import HashEmbedder, RunningKnowledgeBase, serve_knowledge_base
+from knowledge_base.testing import (
+    HashEmbedder,
+    RunningKnowledgeBase,
+    failure_of,
+    serve_knowledge_base,
+)
 
 TIMEOUT_SECONDS = 20
 
@@ -64,20 +68,19 @@ async def ingest(
     return [response async for response in call]
 
 
+async def next_update(call: Any) -> pb.IngestDocumentsResponse:
+    update = await call.read()
+    assert isinstance(update, pb.IngestDocumentsResponse)
+    return update
+
+
 async def search(
-    running: RunningKnowledgeBase, query: str, **options: object
+    running: RunningKnowledgeBase, query: str, **options: Any
 ) -> list[pb.SearchResult]:
     response = await running.stub.Search(
         pb.SearchRequest(query=query, **options), timeout=TIMEOUT_SECONDS
     )
     return list(response.results)
-
-
-def error_info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
-    info = error_details_pb2.ErrorInfo()
-    status = rpc_status.from_call(error)
-    assert any(detail.Unpack(info) for detail in status.details)
-    return info
 
 
 async def test_ingest_reports_each_document_then_the_summary(running: RunningKnowledgeBase) -> None:
@@ -227,9 +230,9 @@ async def test_a_document_that_cannot_be_stored_ends_the_ingest_and_keeps_the_re
             remove_missing=True,
         )
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    info = error_info(caught.value)
+    info = failure_of(caught.value)
     assert info.reason == "INVALID_DOCUMENT"
-    assert dict(info.metadata) == {"path": "wall.md", "byte": "8", "line": "3"}
+    assert info.metadata == {"path": "wall.md", "byte": "8", "line": "3"}
     paths = {r.citation.path for r in await search(running, "kite lamps bell")}
     assert paths == {"new.md", "wall.md", "bell.md"}
 
@@ -246,7 +249,7 @@ async def test_an_ingest_that_is_broken_off_leaves_the_old_version(
         await stored.wait()
 
     call = running.stub.IngestDocuments(requests(), timeout=TIMEOUT_SECONDS)
-    assert (await call.read()).document.state == pb.INGEST_STATE_STORED
+    assert (await next_update(call)).document.state == pb.INGEST_STATE_STORED
     call.cancel()
     stored.set()
     assert (await search(running, "glass"))[0].citation.path == "wall.md"
@@ -279,10 +282,10 @@ async def test_an_ingest_waits_for_another_one_only_so_long(postgres_database: s
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ingest(running, [("b.md", BELL)])
         assert caught.value.code() is grpc.StatusCode.ABORTED
-        assert error_info(caught.value).reason == "INGEST_IN_PROGRESS"
+        assert failure_of(caught.value).reason == "INGEST_IN_PROGRESS"
         await ingest(running, [("b.md", BELL)], collection="another")
         release.set()
-        assert (await first.read()).WhichOneof("update") == "summary"
+        assert (await next_update(first)).WhichOneof("update") == "summary"
 
 
 @pytest.mark.parametrize(
@@ -324,7 +327,7 @@ async def test_documents_are_listed_page_by_page(running: RunningKnowledgeBase) 
         await running.stub.ListDocuments(
             pb.ListDocumentsRequest(page_token="nonsense"), timeout=TIMEOUT_SECONDS
         )
-    assert error_info(caught.value).reason == "INVALID_PAGE_TOKEN"
+    assert failure_of(caught.value).reason == "INVALID_PAGE_TOKEN"
 
 
 async def test_hostile_text_is_only_text(running: RunningKnowledgeBase) -> None:

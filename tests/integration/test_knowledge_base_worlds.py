@@ -4,16 +4,20 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
-from knowledge_base.testing import HashEmbedder, RunningKnowledgeBase, serve_knowledge_base
+from knowledge_base.testing import (
+    HashEmbedder,
+    RunningKnowledgeBase,
+    failure_of,
+    serve_knowledge_base,
+)
 from servicekit.testing import FakeClock
 
 TIMEOUT_SECONDS = 20
@@ -66,7 +70,7 @@ async def record(
 
 
 async def recall(
-    running: RunningKnowledgeBase, world: pb.World, query: str, **options: object
+    running: RunningKnowledgeBase, world: pb.World, query: str, **options: Any
 ) -> list[pb.RecalledEvent]:
     request = pb.RecallRequest(world_id=world.world_id, query=query, **options)
     return list((await running.stub.Recall(request, timeout=TIMEOUT_SECONDS)).events)
@@ -90,10 +94,8 @@ async def list_events(
 
 
 def failure(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str]:
-    info = error_details_pb2.ErrorInfo()
-    status = rpc_status.from_call(error)
-    assert any(detail.Unpack(info) for detail in status.details)
-    return error.code(), info.reason
+    told = failure_of(error)
+    return told.code, told.reason
 
 
 async def test_a_world_is_made_once_per_request(
@@ -281,7 +283,7 @@ async def test_events_are_recorded_all_or_none(running: RunningKnowledgeBase) ->
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await record(running, world, pb.StoryEvent(text="good"), bad)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert "events[1]" in str(rpc_status.from_call(caught.value))
+        assert "events[1]" in failure_of(caught.value).text
     assert await list_events(running, world, 10) == []
 
 
@@ -363,7 +365,7 @@ async def test_recall_filters_never_return_too_few(running: RunningKnowledgeBase
         ),
     )
 
-    async def numbers(**options: object) -> set[int]:
+    async def numbers(**options: Any) -> set[int]:
         found = await recall(running, world, "event number", limit=100, **options)
         return {int(item.event.text.split()[-1]) for item in found}
 

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knowledge_base.domain.chunking import chunk_document
+from knowledge_base.domain.chunking import Chunk, chunk_document
 from knowledge_base.domain.errors import InvalidDocument
 
 SENTENCE = "The warden lit the ninth lamp before the tide came in again. "
 
 
-def chunks(text: str):
+def chunks(text: str) -> tuple[Chunk, ...]:
     return chunk_document("a/document.md", text.encode()).chunks
 
 

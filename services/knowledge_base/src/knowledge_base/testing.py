@@ -7,8 +7,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit, urlunsplit
 
+import grpc
 import grpc.aio
 import numpy as np
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
 from knowledge_base.__main__ import compose, connect
@@ -21,7 +24,15 @@ from servicekit.clock import Clock, SystemClock
 from servicekit.settings import load_settings
 from servicekit.testing import serve_for_test
 
-__all__ = ["HashEmbedder", "RunningKnowledgeBase", "serve_knowledge_base", "service_url"]
+__all__ = [
+    "SERVICE_ROLE",
+    "Failure",
+    "HashEmbedder",
+    "RunningKnowledgeBase",
+    "failure_of",
+    "serve_knowledge_base",
+    "service_url",
+]
 
 SERVICE_ROLE = "knowledge_base_service"
 _SERVICE_PASSWORD = "for tests: /@:%"  # noqa: S105  # of a database that lives as long as a test
@@ -72,11 +83,34 @@ class RunningKnowledgeBase:
         address: `host:port`.
     """
 
-    stub: pb_grpc.KnowledgeBaseServiceStub
+    stub: "pb_grpc.KnowledgeBaseServiceAsyncStub"
     channel: grpc.aio.Channel
     database: Database
     memory: WorldMemory
     address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a failed call told its caller; `retry_seconds` is None where it told none."""
+
+    code: grpc.StatusCode
+    reason: str
+    metadata: dict[str, str]
+    retry_seconds: float | None
+    text: str
+
+
+def failure_of(error: grpc.aio.AioRpcError) -> Failure:
+    """Returns what a failed call told, from its status details."""
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is read of it
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    retry_seconds = None
+    for detail in status.details if status else ():
+        detail.Unpack(info)
+        if detail.Unpack(retry):
+            retry_seconds = retry.retry_delay.ToTimedelta().total_seconds()
+    return Failure(error.code(), info.reason, dict(info.metadata), retry_seconds, str(status))
 
 
 def service_url(owner_url: str) -> str:
