@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -66,7 +67,8 @@ async def add_lore(suite: Suite) -> None:
         kb.IngestDocumentsRequest(begin=kb.IngestBegin(collection="lore")),
         kb.IngestDocumentsRequest(document=kb.IngestDocument(path="places.md", content=LORE)),
     ]
-    async for _ in suite.knowledge_base.stub.IngestDocuments(iter(steps), timeout=30):
+    stub: Any = suite.knowledge_base.stub
+    async for _ in stub.IngestDocuments(iter(steps), timeout=30):
         pass
 
 
@@ -200,7 +202,8 @@ class Memories:
             return InMemoryStoryMemory(), "w"
         async with GamekeeperClient.open(self._suite.addresses, environ={}) as gamekeeper:
             world = await gamekeeper.ensure_world("Hollowmere")
-        return KnowledgeBaseMemory(self._suite.knowledge_base.stub), world.world_id
+        stub: Any = self._suite.knowledge_base.stub
+        return KnowledgeBaseMemory(stub), world.world_id
 
 
 @pytest.mark.parametrize("kind", ["in memory", "knowledge base"])
