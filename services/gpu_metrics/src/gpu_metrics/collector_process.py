@@ -45,5 +45,10 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
 
 def main() -> int:
     """Run a collector with the settings of the environment and return the exit code."""
-    environ = {"GAMEKEEPER_LISTEN_ADDRESS": COLLECTOR_DEFAULT_ADDRESS, **os.environ}
+    defaults = {
+        "GAMEKEEPER_LISTEN_ADDRESS": COLLECTOR_DEFAULT_ADDRESS,
+        # Each host's agent holds a stream; the rest is for watchers.
+        "GAMEKEEPER_MAX_CONCURRENT_STREAMS": "2000",
+    }
+    environ = {**defaults, **os.environ}
     return run_service("gpu_metrics", CollectorSettings, run_collector, environ=environ)
