@@ -1,7 +1,7 @@
 """The database itself keeps worlds apart, whatever a statement of the service asks for."""
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
@@ -12,9 +12,11 @@ from knowledge_base.adapters.schema import migrate_schema
 from knowledge_base.config import DatabaseSettings
 from knowledge_base.testing import (
     RunningKnowledgeBase,
+    empty_database,
     serve_knowledge_base,
     service_url,
 )
+from localsuite.postgres import EmbeddedPostgres
 from servicekit.settings import SettingsError, load_settings
 
 TIMEOUT_SECONDS = 20
@@ -28,6 +30,20 @@ WORLD_TABLES = (
     "concept_relationships",
     "requests",
 )
+
+
+@pytest.fixture(scope="module")
+def migrated_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    postgres_server.create_database("knowledge_base_isolation")
+    yield postgres_server.url("knowledge_base_isolation")
+    postgres_server.drop_database("knowledge_base_isolation")
+
+
+@pytest.fixture
+async def postgres_database(migrated_database: str) -> str:
+    """The module's database without contents: quicker than a new one for each test."""
+    await empty_database(migrated_database)
+    return migrated_database
 
 
 @pytest.fixture

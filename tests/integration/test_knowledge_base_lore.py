@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -13,14 +13,30 @@ from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from knowledge_base.testing import (
     HashEmbedder,
     RunningKnowledgeBase,
+    empty_database,
     failure_of,
     serve_knowledge_base,
 )
+from localsuite.postgres import EmbeddedPostgres
 
 TIMEOUT_SECONDS = 20
 
 WALL = "# The Wall\n\nWardens keep nine lamps.\n\n## Breach\n\nThe sea came in at Quern.\n"
 BELL = "# The Bell\n\nOttoline cast a bell.\n"
+
+
+@pytest.fixture(scope="module")
+def migrated_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    postgres_server.create_database("knowledge_base_lore")
+    yield postgres_server.url("knowledge_base_lore")
+    postgres_server.drop_database("knowledge_base_lore")
+
+
+@pytest.fixture
+async def postgres_database(migrated_database: str) -> str:
+    """The module's database without contents: quicker than a new one for each test."""
+    await empty_database(migrated_database)
+    return migrated_database
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,12 +15,28 @@ from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from knowledge_base.testing import (
     HashEmbedder,
     RunningKnowledgeBase,
+    empty_database,
     failure_of,
     serve_knowledge_base,
 )
+from localsuite.postgres import EmbeddedPostgres
 from servicekit.testing import FakeClock
 
 TIMEOUT_SECONDS = 20
+
+
+@pytest.fixture(scope="module")
+def migrated_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    postgres_server.create_database("knowledge_base_worlds")
+    yield postgres_server.url("knowledge_base_worlds")
+    postgres_server.drop_database("knowledge_base_worlds")
+
+
+@pytest.fixture
+async def postgres_database(migrated_database: str) -> str:
+    """The module's database without contents: quicker than a new one for each test."""
+    await empty_database(migrated_database)
+    return migrated_database
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit, urlunsplit
 
+import asyncpg
 import grpc
 import grpc.aio
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "Failure",
     "HashEmbedder",
     "RunningKnowledgeBase",
+    "empty_database",
     "failure_of",
     "serve_knowledge_base",
     "service_url",
@@ -36,6 +38,22 @@ __all__ = [
 
 SERVICE_ROLE = "knowledge_base_service"
 _SERVICE_PASSWORD = "for tests: /@:%"  # noqa: S105  # of a database that lives as long as a test
+
+_EMPTY = """
+DO $$
+DECLARE
+    v_tables text;
+BEGIN
+    SELECT string_agg(format('knowledge_base.%I', tablename), ', ') INTO v_tables
+    FROM pg_tables WHERE schemaname = 'knowledge_base' AND tablename <> 'schema_migrations';
+    IF v_tables IS NOT NULL THEN
+        CREATE TEMPORARY TABLE shared_world ON COMMIT DROP AS
+            SELECT * FROM knowledge_base.worlds WHERE name = '';
+        EXECUTE 'TRUNCATE ' || v_tables;
+        INSERT INTO knowledge_base.worlds SELECT * FROM shared_world;
+    END IF;
+END $$
+"""
 
 _WORD = re.compile(r"\w+")
 
@@ -120,6 +138,15 @@ def service_url(owner_url: str) -> str:
     return urlunsplit(
         parts._replace(netloc=f"{SERVICE_ROLE}:{quote(_SERVICE_PASSWORD, safe='')}@{host}")
     )
+
+
+async def empty_database(owner_url: str) -> None:
+    """Removes all contents of a database, so that tests share one that is migrated already."""
+    connection = await asyncpg.connect(owner_url)
+    try:
+        await connection.execute(_EMPTY)
+    finally:
+        await connection.close()
 
 
 @asynccontextmanager
