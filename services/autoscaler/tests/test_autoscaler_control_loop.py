@@ -324,3 +324,17 @@ async def test_an_interrupted_server_is_given_back_before_the_cloud_takes_it(
     assert second not in world.cloud.instance_ids(GOLD)
     assert world.cloud.groups[GOLD].desired == 2
     assert len(world.cloud.instance_ids(GOLD)) == 2
+
+
+async def test_a_round_that_is_not_written_can_be_explained_all_the_same(
+    world: MemoryWorld,
+) -> None:
+    leader, follower = world.replica("a"), world.replica("b")
+    world.ask(gold=12_000)
+    await world.pass_time(20, leader, follower)
+    last = leader.picture.reports[GOLD].record
+    assert last.decision_id not in world.database.decisions
+    for replica in (leader, follower):
+        known = replica.feed.recent(last.decision_id)
+        assert known is not None
+        assert known.counterfactuals

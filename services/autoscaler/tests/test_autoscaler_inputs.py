@@ -38,7 +38,7 @@ def member(number: int, **changes: Any) -> GroupInstance:
         "instance_type": "g5.xlarge",
         "is_spot": False,
         "launch_time": START - 60,
-        "is_terminating": False,
+        "is_leaving": False,
         "is_in_service": True,
     }
     return GroupInstance(**(values | changes))
@@ -136,7 +136,7 @@ def test_a_stale_host_counts_as_unresponsive_also_for_a_new_replica() -> None:
 
 
 def test_terminating_members_are_not_there() -> None:
-    snapshot, _ = look([member(1), member(2, is_terminating=True)], [host(1), host(2)])
+    snapshot, _ = look([member(1), member(2, is_leaving=True)], [host(1), host(2)])
     assert [i.instance_id for i in snapshot.instances] == ["i-1"]
 
 
@@ -149,7 +149,7 @@ def test_instances_cost_what_they_were_bought_for() -> None:
     ]
     snapshot, _ = look(members, [])
     assert [i.usd_per_hour for i in snapshot.instances] == [1.0, 0.4, 0.35, 1.0]
-    assert PRICES.of_group(group(*members, member(5, is_terminating=True))) == pytest.approx(2.75)
+    assert PRICES.of_group(group(*members, member(5, is_leaving=True))) == pytest.approx(2.75)
 
 
 def test_the_tier_promise_chooses_the_latency() -> None:

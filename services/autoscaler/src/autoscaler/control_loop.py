@@ -34,6 +34,7 @@ from autoscaler.domain.snapshot import TierSnapshot
 from autoscaler.domain.tiers import TIERS, Tier
 from autoscaler.drain_control import DrainControl
 from autoscaler.leadership import Leadership, Role
+from autoscaler.metric_names import LoopInstruments
 from autoscaler.picture import Picture
 from autoscaler.ports import (
     CloudError,
@@ -100,9 +101,11 @@ class ControlLoop:
         demand: DemandFeed,
         feed: DecisionFeed,
         picture: Picture,
+        instruments: LoopInstruments,
         clock: Clock,
         rng: random.Random,
     ) -> None:
+        self._instruments = instruments
         self._settings = settings
         self._stores = stores
         self._leadership = leadership
@@ -132,6 +135,7 @@ class ControlLoop:
             except Exception:
                 log.exception("round_failed")
             spent = self._clock.monotonic() - started
+            self._instruments.round_took(spent)
             await self._clock.sleep(max(0.0, self._settings.tick_seconds - spent))
 
     async def tick(self) -> None:
@@ -187,6 +191,8 @@ class ControlLoop:
         await self.journal.flush()
         try:
             self._picture.reports = await self._stores.journal.reports()
+            for report in self._picture.reports.values():
+                self._feed.remember(report.record)
             await self._read_holds()
         except DatabaseAway:
             log.debug("picture_not_refreshed")
@@ -256,17 +262,16 @@ class ControlLoop:
             decision_id=self._new_id(current.now),
             decide_time=current.now,
             decision=decision,
-            counterfactuals=(
-                counterfactuals(decision, snapshot, before, policy, current.now)
-                if worth_writing
-                else ()
-            ),
+            counterfactuals=counterfactuals(decision, snapshot, before, policy, current.now),
             decided_by=settings.replica_id,
             lease_epoch=self._leadership.epoch,
         )
         record = await self._carry_out(record, snapshot, policy, worth_writing=worth_writing)
         if worth_writing or record.outcome is Outcome.APPLIED:
             await self._write_outcome(record)
+        else:
+            self._feed.remember(record)
+        self._instruments.decided(record)
         growth = max(0, decision.desired - decision.previous_desired)
         current.usd_per_hour[tier] += growth * snapshot.usd_per_hour_per_server
         self._picture.reports[tier] = TierReport(

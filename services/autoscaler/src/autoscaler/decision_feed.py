@@ -19,6 +19,7 @@ __all__ = ["DecisionFeed"]
 log = structlog.get_logger(__name__)
 
 _HISTORY = 2048
+_UNWRITTEN = 512
 _BATCH = 256
 
 
@@ -42,6 +43,7 @@ class DecisionFeed:
             clock=clock, epoch=epoch, history=_HISTORY, heartbeat_seconds=heartbeat_seconds
         )
         self._recent: OrderedDict[str, DecisionRecord] = OrderedDict()
+        self._unwritten: OrderedDict[str, DecisionRecord] = OrderedDict()
         self._position: int | None = None
 
     def publish(self, record: DecisionRecord) -> None:
@@ -53,9 +55,20 @@ class DecisionFeed:
             self._recent.popitem(last=False)
         self._log.publish(record)
 
+    def remember(self, record: DecisionRecord) -> None:
+        """Keep a decision that the journal does not hold, so that it can be explained for a while.
+
+        Rounds that change nothing are seldom written, and yet a tier's last decision may be one.
+        """
+        if record.decision_id in self._recent:
+            return
+        self._unwritten[record.decision_id] = record
+        while len(self._unwritten) > _UNWRITTEN:
+            self._unwritten.popitem(last=False)
+
     def recent(self, decision_id: str) -> DecisionRecord | None:
         """Return a decision from memory."""
-        return self._recent.get(decision_id)
+        return self._recent.get(decision_id) or self._unwritten.get(decision_id)
 
     def latest_change(self, tier: Tier) -> DecisionRecord | None:
         """Return the tier's latest decision in memory that changed something."""

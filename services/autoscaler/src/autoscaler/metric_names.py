@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from autoscaler.buffered_journal import BufferedJournal
-from autoscaler.domain.decision import DecisionInputs
+from autoscaler.domain.decision import DecisionInputs, DecisionRecord
 from autoscaler.leadership import Leadership, Role
 from autoscaler.picture import Picture
 from servicekit.telemetry import Telemetry
@@ -13,13 +13,16 @@ from servicekit.telemetry import Telemetry
 __all__ = [
     "BUFFERED_DECISIONS",
     "COST",
+    "DECISIONS",
     "DESIRED_SERVERS",
     "IS_LEADER",
     "PENDING_SERVERS",
     "PLAYERS_ONLINE",
     "READY_SERVERS",
     "REQUESTS_PER_PLAYER",
+    "ROUND_DURATION",
     "SERVER_CAPACITY",
+    "LoopInstruments",
     "register_metrics",
 ]
 
@@ -33,7 +36,37 @@ PLAYERS_ONLINE = "gamekeeper.autoscaler.players_online"
 BUFFERED_DECISIONS = "gamekeeper.autoscaler.buffered_decisions"
 IS_LEADER = "gamekeeper.autoscaler.is_leader"
 
+DECISIONS = "gamekeeper.autoscaler.decisions"
+ROUND_DURATION = "gamekeeper.autoscaler.round.duration"
+
 Values = Iterable[tuple[float, dict[str, str]]]
+
+
+class LoopInstruments:
+    """What the control loop counts."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._decisions = telemetry.counter(
+            DECISIONS, unit="{decision}", description="Decisions by tier, rule and outcome"
+        )
+        self._round = telemetry.histogram(
+            ROUND_DURATION, unit="s", description="How long a round of decisions took"
+        )
+
+    def decided(self, record: DecisionRecord) -> None:
+        """Count a decision."""
+        self._decisions.add(
+            1,
+            {
+                "tier": record.decision.tier.value,
+                "rule": record.decision.rule.value,
+                "outcome": record.outcome.value if record.outcome else "",
+            },
+        )
+
+    def round_took(self, seconds: float) -> None:
+        """Record a round."""
+        self._round.record(seconds)
 
 
 def register_metrics(

@@ -18,7 +18,7 @@ from autoscaler.config import AutoscalerSettings
 from autoscaler.control_loop import ControlLoop, LoopSettings
 from autoscaler.decision_feed import DecisionFeed
 from autoscaler.leadership import Leadership, Role
-from autoscaler.metric_names import register_metrics
+from autoscaler.metric_names import LoopInstruments, register_metrics
 from autoscaler.picture import Picture
 from autoscaler.servicer import AutoscalerServicer, ServicerSettings
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
@@ -65,6 +65,7 @@ async def open_autoscaler(
     Raises ValueError when settings contradict each other, SettingsError for an address that needs
     TLS and has none.
     """
+    telemetry = telemetry or Telemetry("autoscaler")
     policies = settings.policies()
     tiers = settings.tiers()
     budget = settings.budget()
@@ -125,6 +126,7 @@ async def open_autoscaler(
             demand=demand,
             feed=feed,
             picture=picture,
+            instruments=LoopInstruments(telemetry),
             clock=clock,
             rng=rng,
         )
@@ -146,7 +148,7 @@ async def open_autoscaler(
             demand=demand,
             clock=clock,
         )
-        register_metrics(telemetry or Telemetry("autoscaler"), picture, leadership, loop.journal)
+        register_metrics(telemetry, picture, leadership, loop.journal)
         retention_seconds = settings.journal.retention_days * _SECONDS_PER_DAY
         yield Replica(
             registrations=(

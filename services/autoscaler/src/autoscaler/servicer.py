@@ -225,8 +225,10 @@ class AutoscalerServicer(autoscaler_pb2_grpc.AutoscalerServiceServicer):
         if self._leadership.database_reachable:
             wanted = DecisionFilter(tier=tier, changes_only=True)
             page = await self._stores.journal.list_page(wanted, 1)
-            return page.records[0] if page.records else None
-        return self._feed.latest_change(tier)
+            latest = page.records[0] if page.records else None
+        else:
+            latest = self._feed.latest_change(tier)
+        return latest or self._picture.last_decision(tier)
 
     def _now(self) -> float:
         return self._clock.now().timestamp()

@@ -26,6 +26,8 @@ __all__ = ["AwsScalingGroups", "open_aws_scaling_groups"]
 log = structlog.get_logger(__name__)
 
 _TERMINATING = ("Terminating", "Terminated", "Detaching", "Detached")
+# In standby a member serves nothing and is not part of the group's size.
+_NOT_COUNTED = (*_TERMINATING, "EnteringStandby", "Standby")
 _MESSAGE_CHARACTERS = 300
 _DESCRIBE_BATCH = 100
 _CONNECT_TIMEOUT_SECONDS = 3.0
@@ -150,7 +152,7 @@ class AwsScalingGroups:
             instance_type=instance.get("InstanceType", ""),
             is_spot=is_spot,
             launch_time=launch_time,
-            is_terminating=state.startswith(_TERMINATING),
+            is_leaving=state.startswith(_NOT_COUNTED),
             is_in_service=state == "InService",
         )
 

@@ -81,7 +81,7 @@ class MemoryCloud:
                 instance_type="g5.xlarge",
                 is_spot=False,
                 launch_time=self._now(),
-                is_terminating=False,
+                is_leaving=False,
                 is_in_service=True,
             )
             for _ in range(missing)

@@ -66,7 +66,8 @@ class GroupInstance:
     instance_type: str
     is_spot: bool
     launch_time: float
-    is_terminating: bool
+    is_leaving: bool
+    """On its way out, or set aside: not part of the group's size."""
     is_in_service: bool
 
 
@@ -84,4 +85,4 @@ class ScalingGroup:
     @property
     def live(self) -> tuple[GroupInstance, ...]:
         """Members that are not on their way out."""
-        return tuple(i for i in self.instances if not i.is_terminating)
+        return tuple(i for i in self.instances if not i.is_leaving)

@@ -23,8 +23,10 @@ from autoscaler.domain.policy import BudgetPolicy
 from autoscaler.domain.prices import PriceTable
 from autoscaler.domain.tiers import TIERS, Tier
 from autoscaler.leadership import Leadership
+from autoscaler.metric_names import LoopInstruments
 from autoscaler.picture import Picture
 from autoscaler.testing.builders import build_demand, build_policy
+from servicekit.telemetry import Telemetry
 from servicekit.testing import FakeClock
 
 __all__ = ["MemoryReplica", "MemoryWorld"]
@@ -111,6 +113,7 @@ class MemoryWorld:
             demand=self.demand,
             feed=feed,
             picture=picture,
+            instruments=LoopInstruments(Telemetry("test")),
             clock=self.clock,
             rng=random.Random(7),  # noqa: S311 - ids in tests
         )
