@@ -79,7 +79,7 @@ async def benches(request: pytest.FixtureRequest) -> AsyncIterator[Benches]:
 
 
 async def read(bench: Bench, into: list[AnswerPiece]) -> None:
-    async with aclosing(bench.client.stream(bench.url, "m", request())) as pieces:
+    async with aclosing(bench.client.stream(bench.url, "m", request(), 10.0)) as pieces:
         async for piece in pieces:
             into.append(piece)  # noqa: PERF401  # kept when the stream raises
 
@@ -132,7 +132,7 @@ async def test_an_answer_that_breaks_off_gives_its_text_and_then_the_failure(
 
 async def test_who_stops_reading_ends_the_work_on_the_server(benches: Benches) -> None:
     bench = await benches.stopping_midway()
-    async with aclosing(bench.client.stream(bench.url, "m", request())) as pieces:
+    async with aclosing(bench.client.stream(bench.url, "m", request(), 10.0)) as pieces:
         first = await anext(pieces)
         assert first.end is None
     await until_idle(bench)

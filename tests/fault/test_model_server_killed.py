@@ -1,9 +1,8 @@
-"""One of two model servers is killed with SIGKILL under load."""
+"""One of two model servers is killed, or freezes, under load."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import sys
@@ -45,6 +44,9 @@ class ServerProcess:
 
     def kill(self) -> None:
         os.kill(self.process.pid, signal.SIGKILL)
+
+    def freeze(self) -> None:
+        os.kill(self.process.pid, signal.SIGSTOP)
 
 
 @asynccontextmanager
@@ -99,20 +101,21 @@ async def one_call(running: RunningRouter, number: int, tally: Tally) -> None:
         tally.silently_short += 1
 
 
-async def test_no_call_fails_before_its_first_token_and_none_is_cut_short_silently() -> None:
+@asynccontextmanager
+async def two_servers_under_load(
+    **environ: str,
+) -> AsyncIterator[tuple[ServerProcess, RunningRouter, Tally]]:
+    """Yields the server to hurt, the router, and what callers saw so far."""
     async with model_server_process() as victim, model_server_process() as survivor:
         reports = [
             ServerReport(
-                server_id=name,
-                endpoint_url=server.url,
-                tier=Tier.GOLD,
-                model="gamekeeper-gold-3b",
+                server_id=name, endpoint_url=server.url, tier=Tier.GOLD, model="gamekeeper-gold-3b"
             )
             for name, server in (("victim", victim), ("survivor", survivor))
         ]
-        async with run_router(StaticFleetSource(reports, SystemClock())) as running:
-            tally = Tally()
-            stop = asyncio.Event()
+        source = StaticFleetSource(reports, SystemClock())
+        async with run_router(source, environ) as running:
+            tally, stop = Tally(), asyncio.Event()
 
             async def caller(offset: int) -> None:
                 number = offset
@@ -120,23 +123,57 @@ async def test_no_call_fails_before_its_first_token_and_none_is_cut_short_silent
                     await one_call(running, number, tally)
                     number += CALLERS
 
-            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            async with asyncio.timeout(80), asyncio.TaskGroup() as group:
                 for offset in range(CALLERS):
                     group.create_task(caller(offset))
-                while tally.answered < 2 * CALLERS:  # noqa: ASYNC110  # both servers are in use
-                    await asyncio.sleep(0.01)
-                victim.kill()
-                at_kill = tally.answered
-                while tally.answered < at_kill + 4 * CALLERS:  # noqa: ASYNC110  # work goes on
-                    await asyncio.sleep(0.01)
-                stop.set()
-            tiers = await running.stub.ListTiers(pb.ListTiersRequest(), timeout=TIMEOUT_SECONDS)
-    print(json.dumps({"answered": tally.answered, "broken_off": tally.broken_off}))
+                await answered(tally, 2 * CALLERS)  # both servers are in use
+                try:
+                    yield victim, running, tally
+                finally:
+                    stop.set()
+
+
+async def answered(tally: Tally, count: int) -> None:
+    while tally.answered < count:  # noqa: ASYNC110  # counted by many callers
+        await asyncio.sleep(0.01)
+
+
+async def state_of(running: RunningRouter, server_id: str) -> pb.RouterServerState.ValueType:
+    tiers = await running.stub.ListTiers(pb.ListTiersRequest(), timeout=TIMEOUT_SECONDS)
+    return next(s.state for s in tiers.tiers[0].servers if s.server_id == server_id)
+
+
+async def until_broken(running: RunningRouter, server_id: str) -> None:
+    broken = pb.ROUTER_SERVER_STATE_BROKEN
+    async with asyncio.timeout(30):
+        while await state_of(running, server_id) != broken:  # noqa: ASYNC110  # asked by RPC
+            await asyncio.sleep(0.05)
+
+
+async def test_a_killed_server_costs_no_call_before_its_first_token() -> None:
+    async with two_servers_under_load() as (victim, running, tally):
+        victim.kill()
+        await answered(tally, tally.answered + 4 * CALLERS)
+        await until_broken(running, "victim")
+        assert await state_of(running, "survivor") == pb.ROUTER_SERVER_STATE_READY
     assert tally.failed_before_first_token == 0
     assert tally.silently_short == 0
-    assert tally.codes <= {grpc.StatusCode.UNAVAILABLE}
     # At most what ran on the victim when it died was broken off, and its callers were told.
     assert tally.broken_off <= CALLERS
-    states = {server.server_id: server.state for server in tiers.tiers[0].servers}
-    assert states["victim"] == pb.ROUTER_SERVER_STATE_BROKEN
-    assert states["survivor"] == pb.ROUTER_SERVER_STATE_READY
+    assert tally.codes <= {grpc.StatusCode.UNAVAILABLE}
+
+
+async def test_a_frozen_server_costs_no_call_before_its_first_token() -> None:
+    settings = {
+        "AI_ROUTER_GOLD_FIRST_TOKEN_TIMEOUT_SECONDS": "2",
+        "AI_ROUTER_IDLE_TIMEOUT_SECONDS": "2",
+        "AI_ROUTER_BREAKER_FIRST_PAUSE_SECONDS": "30",
+    }
+    async with two_servers_under_load(**settings) as (victim, running, tally):
+        victim.freeze()
+        await until_broken(running, "victim")
+        await answered(tally, tally.answered + 2 * CALLERS)
+    assert tally.failed_before_first_token == 0
+    assert tally.silently_short == 0
+    assert tally.broken_off <= CALLERS
+    assert tally.codes <= {grpc.StatusCode.UNAVAILABLE}

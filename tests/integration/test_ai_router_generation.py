@@ -205,7 +205,7 @@ async def test_a_server_that_is_not_there_costs_nobody_an_answer(fleet: Fleet) -
 
 async def test_a_silent_server_is_given_up_in_time(fleet: Fleet) -> None:
     silent = await fleet.add("silent", Script(hold_before=0))
-    running = await fleet.route(AI_ROUTER_FIRST_TOKEN_TIMEOUT_SECONDS="0.2")
+    running = await fleet.route(AI_ROUTER_GOLD_FIRST_TOKEN_TIMEOUT_SECONDS="0.2")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await generate(running, forbid_fallback=True)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -97,6 +97,31 @@ def test_guests_leave_room_for_the_tiers_own() -> None:
     assert own is not None
 
 
+def test_guests_wait_behind_the_tiers_own_queue() -> None:
+    routing = desk(report("s", Tier.SILVER), guest_load_limit=1.0)
+    fill(routing, Tier.SILVER)
+    own, _ = submit(routing, request("x" * 1200, tier=Tier.SILVER, forbid_fallback=True))
+    guest, placement = submit(routing, request("x", max_output_tokens=1))
+    assert placement is None
+    assert list(routing.queued(Tier.GOLD)) == [guest]
+    assert routing.dispatch(0.1) == []
+    assert routing.queued(Tier.SILVER).head is own
+
+
+def test_who_may_not_leave_holds_up_nobody_who_may() -> None:
+    routing = desk(report("s", Tier.SILVER), guest_load_limit=0.3)
+    places = fill(routing, Tier.SILVER)
+    submit(routing, request(forbid_fallback=True))
+    free, placement = submit(routing, request())
+    assert placement is None
+    for place in places:
+        finish(routing, place, 1.0)
+    (served,) = routing.dispatch(1.0)
+    assert served.ticket is free
+    assert served.placement is not None
+    assert served.placement.tier is Tier.SILVER
+
+
 def test_a_tier_without_servers_waits_for_one_and_counts_as_demand() -> None:
     routing = desk()
     ticket, placement = submit(routing, request(tier=Tier.BRONZE))

@@ -15,7 +15,7 @@ from ai_router.domain.fleet_directory import FleetDirectory
 from ai_router.domain.routing import RoutingDesk
 from ai_router.instruments import register_instruments
 from ai_router.ports import FleetSource
-from ai_router.router import Router, RouterPolicy
+from ai_router.router import Router
 from ai_router.servicer import AiRouterServicer
 from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
@@ -47,7 +47,7 @@ async def main(settings: AiRouterSettings, runtime: ServiceRuntime) -> None:
         api_key=settings.model_server_api_key,
         packing=settings.packing(),
     )
-    router = Router(desk, cache, client, runtime.clock, RouterPolicy(attempts=settings.attempts))
+    router = Router(desk, cache, client, runtime.clock, settings.router_policy())
     register_instruments(runtime.telemetry, router, runtime.clock)
     servicer = AiRouterServicer(
         router, demand, runtime.clock, lambda: UUID(int=runtime.random.getrandbits(128)).hex

@@ -12,6 +12,7 @@ from ai_router.domain.fleet import ServerReport
 from ai_router.domain.fleet_directory import DirectoryPolicy
 from ai_router.domain.routing import RoutingPolicy
 from ai_router.domain.tiers import Tier, TierProfile
+from ai_router.router import RouterPolicy
 from servicekit.channels import ChannelSettings
 from servicekit.server import ServerSettings
 from servicekit.settings import setting
@@ -103,6 +104,35 @@ class TierSettings:
         minimum=0,
         help="a longer predicted wait for Bronze goes to the tier that stands in",
     )
+    gold_first_token_timeout_seconds: float = setting(
+        "AI_ROUTER_GOLD_FIRST_TOKEN_TIMEOUT_SECONDS",
+        default=5.0,
+        minimum=0.1,
+        maximum=120,
+        help="a Gold server silent for longer is given up and another tried",
+    )
+    silver_first_token_timeout_seconds: float = setting(
+        "AI_ROUTER_SILVER_FIRST_TOKEN_TIMEOUT_SECONDS",
+        default=8.0,
+        minimum=0.1,
+        maximum=120,
+        help="a Silver server silent for longer is given up and another tried",
+    )
+    bronze_first_token_timeout_seconds: float = setting(
+        "AI_ROUTER_BRONZE_FIRST_TOKEN_TIMEOUT_SECONDS",
+        default=30.0,
+        minimum=0.1,
+        maximum=120,
+        help="a Bronze server silent for longer is given up and another tried",
+    )
+
+    def first_token_timeouts(self) -> Mapping[Tier, float]:
+        """Returns how long a server of each tier may be silent before its first token."""
+        return {
+            Tier.GOLD: self.gold_first_token_timeout_seconds,
+            Tier.SILVER: self.silver_first_token_timeout_seconds,
+            Tier.BRONZE: self.bronze_first_token_timeout_seconds,
+        }
 
     def profiles(self) -> Mapping[Tier, TierProfile]:
         """Returns the tiers' profiles; the times to start from are those of the reference hosts."""
@@ -195,13 +225,6 @@ class AiRouterSettings:
         maximum=30,
         help="longest wait for a connection to a model server",
     )
-    first_token_timeout_seconds: float = setting(
-        "AI_ROUTER_FIRST_TOKEN_TIMEOUT_SECONDS",
-        default=30.0,
-        minimum=0.1,
-        maximum=120,
-        help="longest wait for a model server's first token; then another is tried",
-    )
     idle_timeout_seconds: float = setting(
         "AI_ROUTER_IDLE_TIMEOUT_SECONDS",
         default=10.0,
@@ -282,6 +305,12 @@ class AiRouterSettings:
         """Returns the servers that are written down; empty when the collector is asked."""
         return parse_static_servers(",".join(self.static_servers))
 
+    def router_policy(self) -> RouterPolicy:
+        """Returns the limits of one request's way."""
+        return RouterPolicy(
+            attempts=self.attempts, first_token_timeout_seconds=self.tiers.first_token_timeouts()
+        )
+
     def routing_policy(self) -> RoutingPolicy:
         """Returns the limits of routing."""
         return RoutingPolicy(queue_limit=self.queue_limit, guest_load_limit=self.guest_load_limit)
@@ -309,6 +338,5 @@ class AiRouterSettings:
         """Returns how long a model server may be silent."""
         return ModelServerTimeouts(
             connect_seconds=self.connect_timeout_seconds,
-            first_token_seconds=self.first_token_timeout_seconds,
             idle_seconds=self.idle_timeout_seconds,
         )

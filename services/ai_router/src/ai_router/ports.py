@@ -71,11 +71,16 @@ class ModelServerClient(Protocol):
     """Speaks to model servers."""
 
     def stream(
-        self, endpoint_url: str, model: str, request: GenerationRequest
+        self,
+        endpoint_url: str,
+        model: str,
+        request: GenerationRequest,
+        first_token_timeout_seconds: float,
     ) -> AsyncGenerator[AnswerPiece, None]:
         """Yields the answer as it is generated; the last piece, and no other, has an end.
 
-        The first piece has text unless the whole answer is empty. Closing the iterator early, or
+        The first piece has text unless the whole answer is empty; one that does not come within
+        `first_token_timeout_seconds` is a failure. Closing the iterator early, or
         cancelling the task that reads it, closes the connection, which ends the work on the server.
 
         Raises:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -28,6 +28,7 @@ from ai_router.domain.generation import (
 )
 from ai_router.domain.routing import RoutingDesk, ShedError
 from ai_router.domain.ticket import Placement, Ticket
+from ai_router.domain.tiers import Tier
 from ai_router.ports import (
     AnswerEnd,
     FailureKind,
@@ -48,10 +49,14 @@ class RouterPolicy:
 
     Attributes:
         attempts: servers tried before the first token, at most.
+        first_token_timeout_seconds: a server that is silent for longer is given up, by its tier.
         queue_check_seconds: how often waiting requests are checked for deadlines.
     """
 
     attempts: int = 3
+    first_token_timeout_seconds: Mapping[Tier, float] = field(
+        default_factory=lambda: dict.fromkeys(Tier, 30.0)
+    )
     queue_check_seconds: float = 0.1
 
 
@@ -133,7 +138,12 @@ class Router:
         end: AnswerEnd | None = None
         settled = False
         try:
-            answer = self._client.stream(placement.endpoint_url, placement.model, request)
+            answer = self._client.stream(
+                placement.endpoint_url,
+                placement.model,
+                request,
+                self._policy.first_token_timeout_seconds[placement.tier],
+            )
             async with aclosing(answer) as stream:
                 async for piece in stream:
                     if first_token_at is None:

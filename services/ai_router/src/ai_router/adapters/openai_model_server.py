@@ -35,7 +35,6 @@ class ModelServerTimeouts:
     """How long a model server may be silent, by phase, in seconds."""
 
     connect_seconds: float = 2.0
-    first_token_seconds: float = 30.0
     idle_seconds: float = 10.0
 
 
@@ -108,7 +107,11 @@ class OpenAiModelServer:
             self._session = None
 
     async def stream(
-        self, endpoint_url: str, model: str, request: GenerationRequest
+        self,
+        endpoint_url: str,
+        model: str,
+        request: GenerationRequest,
+        first_token_timeout_seconds: float,
     ) -> AsyncGenerator[AnswerPiece, None]:
         """Yields the answer as it comes in; text that is there at once comes in one piece.
 
@@ -120,7 +123,7 @@ class OpenAiModelServer:
         complete = False
         self._streaming += 1
         try:
-            async with asyncio.timeout(self._timeouts.first_token_seconds) as first_token:
+            async with asyncio.timeout(first_token_timeout_seconds) as first_token:
                 response = await self._post(endpoint_url, model, request)
                 await _check_status(response)
                 reader = _AnswerReader(response.content, self._timeouts.idle_seconds)

@@ -69,9 +69,9 @@ class _Known:
         "breaker",
         "capacity",
         "drain_until",
+        "earlier_peak",
         "foreign_tokens",
-        "peak_requests",
-        "peak_tokens",
+        "peak",
         "report",
     )
 
@@ -81,10 +81,15 @@ class _Known:
         self.capacity = 0
         self.drain_until: float | None = None
         self.foreign_tokens = 0
-        # The most this router had on the server since its last reading: what a reading that is a
-        # second or two old may show of our own work.
-        self.peak_requests = 0
-        self.peak_tokens = 0
+        # The most requests and tokens this router had on the server since its last reading, and in
+        # the interval before: what a reading that is a second or two old may show of our own work.
+        self.peak = (0, 0)
+        self.earlier_peak = (0, 0)
+
+    def own_at_most(self) -> tuple[int, int]:
+        """Returns the most requests and tokens of our own that a reading may show."""
+        (requests, tokens), (earlier_requests, earlier_tokens) = self.peak, self.earlier_peak
+        return max(requests, earlier_requests), max(tokens, earlier_tokens)
 
 
 class FleetDirectory:
@@ -142,8 +147,7 @@ class FleetDirectory:
         known = self._known.get(server_id)
         if known is not None:
             requests, total = pool.running(server_id)
-            known.peak_requests = max(known.peak_requests, requests)
-            known.peak_tokens = max(known.peak_tokens, total)
+            known.peak = (max(known.peak[0], requests), max(known.peak[1], total))
 
     def release(self, server_id: str, tier: Tier, tokens: int) -> None:
         """Takes a request off the server again."""
@@ -262,7 +266,7 @@ class FleetDirectory:
         )
         known.foreign_tokens = self._measure_foreign(known)
         pool = self._pools[report.tier]
-        known.peak_requests, known.peak_tokens = pool.running(report.server_id)
+        known.earlier_peak, known.peak = known.peak, pool.running(report.server_id)
 
     def _update_all(self, now: float) -> None:
         self._next_change = float("inf")
@@ -320,12 +324,13 @@ class FleetDirectory:
         """Returns tokens of others: what a reading shows beyond the most we had there lately."""
         report = known.report
         requests, tokens = self._pools[report.tier].running(report.server_id)
+        own_requests, own_tokens = known.own_at_most()
         if report.running_requests is None:
             if report.kv_cache_used_tokens is None:
                 return 0
-            return max(0, report.kv_cache_used_tokens - max(known.peak_tokens, tokens))
+            return max(0, report.kv_cache_used_tokens - own_tokens)
         seen = report.running_requests + (report.waiting_requests or 0)
-        others = max(0, seen - max(known.peak_requests, requests))
+        others = max(0, seen - own_requests)
         if others and report.kv_cache_used_tokens and report.running_requests:
             return others * max(1, report.kv_cache_used_tokens // report.running_requests)
         return others * (tokens // requests if requests else _UNKNOWN_REQUEST_TOKENS)

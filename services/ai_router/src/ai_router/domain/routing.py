@@ -177,6 +177,7 @@ class RoutingDesk:
             if not queue:
                 continue
             self._serve_in_order(queue, now, done)
+            self._serve_elsewhere(queue, now, done)
             for ticket in queue:
                 if now > self._latest_start(ticket):
                     queue.remove(ticket)
@@ -320,6 +321,8 @@ class RoutingDesk:
         if not fallback:
             return None
         for tier in self._stand_ins(ticket):
+            if self._queues[tier]:
+                continue  # its own requests wait already
             chosen = self.directory.pool(tier).choose(
                 ticket.tokens,
                 ticket.affinity_key,
@@ -406,6 +409,25 @@ class RoutingDesk:
                 return
             queue.remove(ticket)
             done.append(Dispatch(ticket, placement=placement))
+
+    def _serve_elsewhere(self, queue: WaitingQueue, now: float, done: list[Dispatch]) -> None:
+        """Gives stand-ins what they have room for: who may not leave holds up nobody who may."""
+        for ticket in queue:
+            if ticket.forbid_fallback:
+                continue
+            if not any(self._takes_guests(tier) for tier in self._stand_ins(ticket)):
+                return
+            placement = self._place(ticket, now)
+            if placement is not None:
+                queue.remove(ticket)
+                done.append(Dispatch(ticket, placement=placement))
+
+    def _takes_guests(self, tier: Tier) -> bool:
+        """Returns whether the tier has room for guests: its own who wait come first."""
+        if self._queues[tier]:
+            return False
+        limit = self._policy.guest_load_limit
+        return self.directory.pool(tier).choose(1, load_limit=limit) is not None
 
     def _last_resort(self, ticket: Ticket, tier: Tier, now: float) -> Dispatch:
         placement = self._place(ticket, now, fallback=True)

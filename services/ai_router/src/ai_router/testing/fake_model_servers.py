@@ -46,7 +46,11 @@ class FakeModelServers:
         return self.servers[f"http://{name}"]
 
     async def stream(
-        self, endpoint_url: str, model: str, request: GenerationRequest
+        self,
+        endpoint_url: str,
+        model: str,
+        request: GenerationRequest,
+        first_token_timeout_seconds: float,
     ) -> AsyncGenerator[AnswerPiece, None]:
         """Yields the server's pieces, the last with the end."""
         server = self.servers.get(endpoint_url)

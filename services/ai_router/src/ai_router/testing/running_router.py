@@ -18,7 +18,7 @@ from ai_router.domain.answer_cache import AnswerCache
 from ai_router.domain.fleet_directory import FleetDirectory
 from ai_router.domain.routing import RoutingDesk
 from ai_router.ports import FleetSource
-from ai_router.router import Router, RouterPolicy
+from ai_router.router import Router
 from ai_router.servicer import AiRouterServicer
 from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
 from servicekit.clock import SystemClock
@@ -58,7 +58,7 @@ async def run_router(
     )
     client = OpenAiModelServer(settings.timeouts(), packing=settings.packing())
     cache = AnswerCache(settings.cache_bytes, settings.cache_ttl_seconds)
-    router = Router(desk, cache, client, clock, RouterPolicy(attempts=settings.attempts))
+    router = Router(desk, cache, client, clock, settings.router_policy())
     numbers = count(1)
     servicer = AiRouterServicer(router, demand, clock, lambda: f"request-{next(numbers)}")
     registration = ServiceRegistration.of(
