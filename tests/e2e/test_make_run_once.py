@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,8 +56,15 @@ def data_directory() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def evening(data_directory: Path) -> dict[str, Any]:
+    # Some of the lore is enough; embedding all of it takes most of the time on a busy machine.
+    lore = data_directory.parent / "lore"
+    lore.mkdir()
+    for name in ("03-factions.md", "05-stiles-and-crossing.md", "06-lending-and-its-limits.md"):
+        shutil.copy(ROOT / "services" / "knowledge_base" / "lore" / name, lore / name)
     run = start(
-        data_directory, "--once", "--players", "60", "--duration-seconds", "40", "--seed", "7"
+        data_directory,
+        *("--once", "--players", "60", "--duration-seconds", "40", "--seed", "7"),
+        *("--lore", str(lore)),
     )
     output, _ = run.communicate(timeout=260)
     reports = sorted((data_directory / "reports").glob("*/report.json"))
@@ -133,7 +141,8 @@ def test_nothing_is_left_running(evening: dict[str, Any]) -> None:
 def test_ctrl_c_stops_everything_and_keeps_the_data(
     data_directory: Path, evening: dict[str, Any]
 ) -> None:
-    with start(data_directory, "--no-traffic") as run:
+    lore = ("--lore", str(data_directory.parent / "lore"))
+    with start(data_directory, "--no-traffic", *lore) as run:
         try:
             addresses = data_directory / "addresses.json"
             deadline = time.monotonic() + 120

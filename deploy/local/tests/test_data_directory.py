@@ -11,7 +11,7 @@ from localsuite.data_directory import (
 )
 
 
-def test_a_second_run_is_told_who_is_up_and_what_to_do(tmp_path: Path):
+def test_a_second_run_is_told_who_is_up_and_what_to_do(tmp_path: Path) -> None:
     with (
         DataDirectory(tmp_path / "var"),
         pytest.raises(DataDirectoryInUseError) as refused,
@@ -22,7 +22,7 @@ def test_a_second_run_is_told_who_is_up_and_what_to_do(tmp_path: Path):
     assert "--data-dir" in str(refused.value)
 
 
-def test_data_survives_and_addresses_do_not(tmp_path: Path):
+def test_data_survives_and_addresses_do_not(tmp_path: Path) -> None:
     with DataDirectory(tmp_path / "var") as data:
         data.publish_addresses({"autoscaler": "127.0.0.1:1"})
         (data.reports / "kept").mkdir()
@@ -32,7 +32,7 @@ def test_data_survives_and_addresses_do_not(tmp_path: Path):
         assert (again.reports / "kept").is_dir()
 
 
-def test_addresses_left_by_a_killed_run_are_withdrawn(tmp_path: Path):
+def test_addresses_left_by_a_killed_run_are_withdrawn(tmp_path: Path) -> None:
     with DataDirectory(tmp_path / "var"):
         pass
     (tmp_path / "var" / "addresses.json").write_text("{}")
@@ -40,7 +40,7 @@ def test_addresses_left_by_a_killed_run_are_withdrawn(tmp_path: Path):
         assert not data.addresses_file.exists()
 
 
-def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path):
+def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with (
         pytest.raises(DataDirectoryUnusableError, match="not made by Gamekeeper"),
@@ -50,7 +50,7 @@ def test_a_directory_with_something_else_in_it_is_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_directory_of_another_layout_is_refused(tmp_path: Path):
+def test_a_directory_of_another_layout_is_refused(tmp_path: Path) -> None:
     with DataDirectory(tmp_path / "var"):
         pass
     (tmp_path / "var" / "gamekeeper-data.json").write_text('{"layout": 99}')
@@ -61,7 +61,7 @@ def test_a_directory_of_another_layout_is_refused(tmp_path: Path):
         pytest.fail("it must not be used")
 
 
-def test_the_log_of_the_run_before_is_kept(tmp_path: Path):
+def test_the_log_of_the_run_before_is_kept(tmp_path: Path) -> None:
     with DataDirectory(tmp_path / "var") as data:
         data.fresh_log("autoscaler").write_text("the run before")
         assert not data.fresh_log("autoscaler").exists()

@@ -24,7 +24,7 @@ def requests_of(seed: int, players: int = 200) -> list[bytes]:
     ]
 
 
-def test_players_come_and_go_between_zero_and_the_peak():
+def test_players_come_and_go_between_zero_and_the_peak() -> None:
     curve = evening_curve(peak_players=1000, duration_seconds=120.0)
     online = [players_online(curve, float(at)) for at in range(121)]
     assert online[0] == online[-1] == 0
@@ -33,12 +33,12 @@ def test_players_come_and_go_between_zero_and_the_peak():
     assert max(surge) > 450
 
 
-def test_the_same_seed_makes_the_same_evening():
+def test_the_same_seed_makes_the_same_evening() -> None:
     assert requests_of(7) == requests_of(7)
     assert requests_of(7) != requests_of(8)
 
 
-def test_requests_follow_the_players_and_want_all_tiers():
+def test_requests_follow_the_players_and_want_all_tiers() -> None:
     curve = evening_curve(peak_players=1000, duration_seconds=120.0)
     requests = list(evening_requests(curve, requests_per_player_second=0.05, seed=1))
     expected = 0.05 * float(np.trapezoid(curve.players, curve.times_seconds))
@@ -50,7 +50,7 @@ def test_requests_follow_the_players_and_want_all_tiers():
     assert wanted[tier_pb2.TIER_BRONZE] > 0
 
 
-def test_every_request_is_within_the_contract():
+def test_every_request_is_within_the_contract() -> None:
     import protovalidate  # noqa: PLC0415  # slow to import, for this test only
 
     curve = evening_curve(peak_players=300, duration_seconds=40.0)
@@ -59,7 +59,7 @@ def test_every_request_is_within_the_contract():
         assert isinstance(request.message, ai_router_pb2.GenerateRequest)
 
 
-def test_what_is_sent_is_completed_shed_failed_or_in_flight():
+def test_what_is_sent_is_completed_shed_failed_or_in_flight() -> None:
     tally = TierTally()
     tally.sent = 5
     tally.complete(ANSWER, now=1.0)
@@ -68,7 +68,7 @@ def test_what_is_sent_is_completed_shed_failed_or_in_flight():
     assert tally.in_flight == 1
 
 
-def test_latencies_are_of_the_window_and_leave_cached_answers_out():
+def test_latencies_are_of_the_window_and_leave_cached_answers_out() -> None:
     tally = TierTally()
     tally.complete(Answer(9.0, 0.5, 40, cached=False, fell_back=False), now=0.0)
     tally.complete(ANSWER, now=50.0)
@@ -79,13 +79,15 @@ def test_latencies_are_of_the_window_and_leave_cached_answers_out():
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1.0))
-def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(values, share):
+def test_a_percentile_is_a_value_that_enough_values_do_not_exceed(
+    values: list[float], share: float
+) -> None:
     found = percentile(values, share)
     assert found in values
     assert sum(value <= found for value in values) >= share * len(values) - 1e-9
 
 
-def test_the_feed_comes_out_as_it_went_in():
+def test_the_feed_comes_out_as_it_went_in() -> None:
     written = io.StringIO()
     feed = Feed(written)
     sample = GameSample(1.5, 20, {"gold": TierSample(sent=3, completed=2, shed={"QUEUE_FULL": 1})})
@@ -104,6 +106,6 @@ def test_the_feed_comes_out_as_it_went_in():
 
 
 @pytest.mark.parametrize("line", ["", "{}", '{"type":"dance"}', '{"type":"sample"}', "[1]"])
-def test_a_line_that_is_not_the_games_is_refused(line):
+def test_a_line_that_is_not_the_games_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r"line|JSON|Expecting"):
         parse_line(line)

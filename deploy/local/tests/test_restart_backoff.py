@@ -10,7 +10,7 @@ def history_of(*ends: float) -> RestartHistory:
     return history
 
 
-def test_delays_double_up_to_the_longest():
+def test_delays_double_up_to_the_longest() -> None:
     delays = []
     history = RestartHistory(RestartPolicy(0.5, 4.0, give_up_after=99, window_seconds=60.0))
     for second in range(6):
@@ -19,12 +19,12 @@ def test_delays_double_up_to_the_longest():
     assert delays == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
 
 
-def test_a_process_that_keeps_dying_is_given_up():
+def test_a_process_that_keeps_dying_is_given_up() -> None:
     assert not history_of(0, 1, 2).hopeless
     assert history_of(0, 1, 2, 3).hopeless
 
 
-def test_ends_long_ago_count_no_more():
+def test_ends_long_ago_count_no_more() -> None:
     history = history_of(0, 1, 2, 100)
     assert not history.hopeless
     assert history.delay_seconds == 0.5

@@ -60,7 +60,7 @@ def supervisor_with(
     return supervisor, events
 
 
-async def test_components_start_after_what_they_need_and_stop_before_it():
+async def test_components_start_after_what_they_need_and_stop_before_it() -> None:
     diary: list[str] = []
     database, service = FakeComponent("database", diary), FakeComponent("service", diary)
     supervisor, _ = supervisor_with((database, ()), (service, ("database",)))
@@ -69,13 +69,13 @@ async def test_components_start_after_what_they_need_and_stop_before_it():
     assert diary[-2:] == ["stop service", "stop database"]
 
 
-def test_waiting_for_an_unknown_component_is_refused():
+def test_waiting_for_an_unknown_component_is_refused() -> None:
     supervisor = Supervisor(lambda _: None)
     with pytest.raises(ValueError, match="nobody"):
         supervisor.add(FakeComponent("service", []), after=("nobody",))
 
 
-async def test_a_component_that_ends_is_told_and_started_again():
+async def test_a_component_that_ends_is_told_and_started_again() -> None:
     component = FakeComponent("service", [])
     supervisor, events = supervisor_with((component, ()))
     async with supervisor.running():
@@ -89,7 +89,7 @@ async def test_a_component_that_ends_is_told_and_started_again():
     assert down.log_lines == ("its last line",)
 
 
-async def test_a_component_that_keeps_ending_ends_the_run():
+async def test_a_component_that_keeps_ending_ends_the_run() -> None:
     component = FakeComponent("service", [], failing_starts={2, 3, 4, 5})
     supervisor, events = supervisor_with((component, ()))
 
@@ -104,7 +104,7 @@ async def test_a_component_that_keeps_ending_ends_the_run():
     assert component.diary[-1] == "stop service"
 
 
-async def test_a_component_that_does_not_start_ends_the_run_and_the_others():
+async def test_a_component_that_does_not_start_ends_the_run_and_the_others() -> None:
     diary: list[str] = []
     good, bad = FakeComponent("good", diary), FakeComponent("bad", diary, failing_starts={1})
     supervisor, _ = supervisor_with((good, ()), (bad, ()))
@@ -115,7 +115,7 @@ async def test_a_component_that_does_not_start_ends_the_run_and_the_others():
     assert "stop good" in diary
 
 
-async def test_an_error_in_the_body_comes_out_as_it_is_and_stops_everything():
+async def test_an_error_in_the_body_comes_out_as_it_is_and_stops_everything() -> None:
     diary: list[str] = []
     supervisor, _ = supervisor_with((FakeComponent("service", diary), ()))
     with pytest.raises(RuntimeError, match="of the body"):
@@ -124,7 +124,7 @@ async def test_an_error_in_the_body_comes_out_as_it_is_and_stops_everything():
     assert diary[-1] == "stop service"
 
 
-async def test_cancelling_the_run_stops_everything():
+async def test_cancelling_the_run_stops_everything() -> None:
     diary: list[str] = []
     supervisor, _ = supervisor_with((FakeComponent("service", diary), ()))
     up = asyncio.Event()

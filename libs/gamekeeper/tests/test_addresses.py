@@ -11,12 +11,12 @@ def write_run(directory: Path, **addresses: object) -> None:
     (directory / ".var" / "addresses.json").write_text(json.dumps(addresses))
 
 
-def test_without_anything_the_usual_ports_are_meant(tmp_path: Path):
+def test_without_anything_the_usual_ports_are_meant(tmp_path: Path) -> None:
     found = find_addresses(environ={}, directory=tmp_path)
     assert {name: found.of(name) for name in DEFAULT_ADDRESSES} == dict(DEFAULT_ADDRESSES)
 
 
-def test_a_local_run_above_the_present_directory_is_found(tmp_path: Path):
+def test_a_local_run_above_the_present_directory_is_found(tmp_path: Path) -> None:
     write_run(tmp_path, autoscaler="127.0.0.1:21002", pid=1)
     below = tmp_path / "services" / "autoscaler"
     below.mkdir(parents=True)
@@ -26,7 +26,7 @@ def test_a_local_run_above_the_present_directory_is_found(tmp_path: Path):
     assert found.sources["ai_router"] == "default"
 
 
-def test_the_environment_beats_a_local_run_and_an_option_beats_both(tmp_path: Path):
+def test_the_environment_beats_a_local_run_and_an_option_beats_both(tmp_path: Path) -> None:
     write_run(tmp_path, autoscaler="127.0.0.1:1", ai_router="127.0.0.1:2")
     environ = {
         "GAMEKEEPER_AUTOSCALER_ADDRESS": "autoscaler.internal:443",
@@ -37,7 +37,7 @@ def test_the_environment_beats_a_local_run_and_an_option_beats_both(tmp_path: Pa
     assert found.ai_router == "[::1]:9"
 
 
-def test_a_named_data_directory_is_the_only_one_looked_at(tmp_path: Path):
+def test_a_named_data_directory_is_the_only_one_looked_at(tmp_path: Path) -> None:
     write_run(tmp_path, autoscaler="127.0.0.1:1")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -47,13 +47,13 @@ def test_a_named_data_directory_is_the_only_one_looked_at(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"autoscaler": 7}'])
-def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, text: str):
+def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, text: str) -> None:
     (tmp_path / ".var").mkdir()
     (tmp_path / ".var" / "addresses.json").write_text(text)
     found = find_addresses(environ={}, directory=tmp_path)
     assert found.autoscaler == DEFAULT_ADDRESSES["autoscaler"]
 
 
-def test_an_unknown_service_is_refused():
+def test_an_unknown_service_is_refused() -> None:
     with pytest.raises(ValueError, match="gpu_metrics"):
         find_addresses(environ={}).of("aws")

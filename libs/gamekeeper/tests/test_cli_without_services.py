@@ -3,7 +3,6 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 import typer.main
 from google.protobuf import json_format
@@ -27,7 +26,7 @@ def away_from_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(variable, raising=False)
 
 
-def commands(group: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def commands(group: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     yield path
     for name, command in getattr(group, "commands", {}).items():
         yield from commands(command, (*path, name))
@@ -43,20 +42,20 @@ def run(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize("path", ALL_COMMANDS, ids=" ".join)
-def test_every_command_has_help_and_leaves_show_an_example(path: tuple[str, ...]):
+def test_every_command_has_help_and_leaves_show_an_example(path: tuple[str, ...]) -> None:
     shown = run(*path, "--help")
     assert "Usage:" in shown
     if len(path) == 2 or path[:1] in {("tiers",), ("why",), ("gpus",), ("ask",), ("status",)}:
         assert f"gamekeeper {' '.join(path)}" in shown
 
 
-def test_the_commands_promised_are_there():
+def test_the_commands_promised_are_there() -> None:
     assert {path[0] for path in ALL_COMMANDS if path} | {"up"} >= {
         "up", "status", "tiers", "why", "gpus", "lore", "world", "ask", "override", "decisions",
     }  # fmt: skip
 
 
-def test_the_root_help_documents_the_exit_codes():
+def test_the_root_help_documents_the_exit_codes() -> None:
     assert "3 the service cannot" in " ".join(run("--help").split())
 
 
@@ -68,7 +67,7 @@ def parsed(line: str) -> tuple[str, str, dict[str, object]]:
     return words[-2], words[-1], body
 
 
-def test_why_prints_the_equivalent_grpcurl_command():
+def test_why_prints_the_equivalent_grpcurl_command() -> None:
     line = run("why", "--tier", "gold", "--grpcurl")
     address, method, body = parsed(line)
     assert address == "127.0.0.1:50062"
@@ -77,7 +76,7 @@ def test_why_prints_the_equivalent_grpcurl_command():
     assert request.tier == tier_pb2.TIER_GOLD
 
 
-def test_a_root_option_moves_the_call_elsewhere():
+def test_a_root_option_moves_the_call_elsewhere() -> None:
     line = run("--autoscaler", "autoscaler.internal:443", "tiers", "--grpcurl").splitlines()[0]
     address, method, body = parsed(line)
     assert address == "autoscaler.internal:443"
@@ -85,7 +84,7 @@ def test_a_root_option_moves_the_call_elsewhere():
     assert body == {}
 
 
-def test_override_prints_a_whole_request():
+def test_override_prints_a_whole_request() -> None:
     line = run(
         "override", "set", "silver", "--min", "2", "--max", "8", "--for", "2h",
         "--reason", "it's release night", "--grpcurl",
@@ -100,7 +99,7 @@ def test_override_prints_a_whole_request():
     assert request.request_id
 
 
-def test_ask_prints_a_request_with_its_quotes_intact():
+def test_ask_prints_a_request_with_its_quotes_intact() -> None:
     line = run("ask", 'Who\'s "there"?', "--tier", "bronze", "--tokens", "12", "--grpcurl")
     _, method, body = parsed(line)
     assert method == "gaming.ai_router.v1.AiRouterService/Generate"
@@ -110,7 +109,7 @@ def test_ask_prints_a_request_with_its_quotes_intact():
     assert request.spec.max_output_tokens == 12
 
 
-def test_a_world_named_by_id_takes_one_command_and_by_name_two():
+def test_a_world_named_by_id_takes_one_command_and_by_name_two() -> None:
     world_id = "7b0d9c1e-58f1-4a39-9f0a-0c8a3a5e2f11"
     _, method, body = parsed(run("world", "recall", world_id, "who owes us", "--grpcurl"))
     assert method.endswith("/Recall")
@@ -122,7 +121,7 @@ def test_a_world_named_by_id_takes_one_command_and_by_name_two():
     assert "'\"$world_id\"'" in second
 
 
-def test_a_stream_of_documents_is_printed_as_a_pipeline(tmp_path: Path):
+def test_a_stream_of_documents_is_printed_as_a_pipeline(tmp_path: Path) -> None:
     (tmp_path / "a world.md").write_text("# One")
     line = run("lore", "ingest", str(tmp_path), "--collection", "mine", "--grpcurl")
     assert '"collection":"mine"' in line
@@ -132,7 +131,7 @@ def test_a_stream_of_documents_is_printed_as_a_pipeline(tmp_path: Path):
     )
 
 
-def test_grpcurl_speaks_tls_where_we_do(tmp_path: Path):
+def test_grpcurl_speaks_tls_where_we_do(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem")]
     tls = TlsSettings(certificate_file=files[0], key_file=files[1], authority_file=files[2])
     line = grpcurl_command(
@@ -156,13 +155,13 @@ def test_grpcurl_speaks_tls_where_we_do(tmp_path: Path):
         (["tiers", "--tier", "gold"], "No such option"),
     ],
 )
-def test_wrong_arguments_say_what_is_right(arguments: list[str], expected: str):
+def test_wrong_arguments_say_what_is_right(arguments: list[str], expected: str) -> None:
     result = RUNNER.invoke(app, arguments)
     assert result.exit_code == 2
     assert expected in result.output
 
 
-def test_up_says_so_where_the_suite_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+def test_up_says_so_where_the_suite_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     result = RUNNER.invoke(app, ["up"])
     assert result.exit_code == 2

@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 
 WORLD_NAME = "An evening at Middlestile"
 PLAYER = "Ansa"
+_PLAYER_WORDS = ("I ", "My ", "Before ", "Who ")
 
 # What the player does, in order; later lines ask for what earlier ones left behind.
 _FIRST_EVENING = (
@@ -106,7 +107,11 @@ async def _turn(storyteller: Storyteller, number: int, action: str, ours: set[st
             told = step
     if told is None:
         return _failed(number, action, "the narrator ended without an end")
-    remembered = (*context.recalled, *context.recent)
+    # The simulated narrator's words mean little; what the player did is what a reader can judge.
+    remembered = sorted(
+        (*context.recalled, *context.recent),
+        key=lambda citation: not citation.text.startswith(_PLAYER_WORDS),
+    )
     from_this_evening = sum(citation.source in ours for citation in remembered)
     ours.update(told.event_ids)
     return StoryTurn(

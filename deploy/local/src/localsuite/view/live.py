@@ -130,7 +130,8 @@ class PlainView(View):
         tiers = picture.game.tiers.values() if picture.game is not None else ()
         cost = picture.status.cost_usd_per_hour if picture.status is not None else None
         return (
-            f"{picture.phase}: {players:,} players; ready/wanted {sizes or '-'}; "
+            f"{picture.phase}: {players:,} players; {picture.fleet.gpus} GPUs; "
+            f"ready/wanted {sizes or '-'}; "
             f"{sum(tier.completed for tier in tiers):,} answered, "
             f"{sum(tier.in_flight for tier in tiers):,} in flight, "
             f"{sum(tier.shed_total for tier in tiers):,} turned away, "
