@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-START_TIMEOUT_SECONDS = 90.0
+START_TIMEOUT_SECONDS = 110.0
+LORE_IS_THERE = "passages"
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,7 @@ def wait_for_addresses(process: subprocess.Popen[bytes], path: Path, log: Path) 
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        if path.exists():
+        if path.exists() and LORE_IS_THERE in log.read_text(encoding="utf-8"):
             found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
             return found
         time.sleep(0.2)  # another process's file is watched; there is nothing to await
