@@ -38,7 +38,8 @@ class BaselineClient:
         json_format.ParseDict(fields, request)
         response_type = message_factory.GetMessageClass(method.output_type)
         kind = self._channel.unary_stream if method.server_streaming else self._channel.unary_unary
-        stub = kind(
+        # Unary or streaming as the descriptor says, so no one type fits.
+        stub: Any = kind(
             f"/{self._service.full_name}/{name}",
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=response_type.FromString,

@@ -325,7 +325,7 @@ def _group(seen: TierObservation, now: float) -> ScalingGroup:
                 instance_type="",
                 is_spot=False,
                 launch_time=server.launch_time,
-                is_terminating=False,
+                is_leaving=False,
                 is_in_service=server.phase is not ServerPhase.PENDING,
             )
             for server in seen.servers
