@@ -298,6 +298,7 @@ async def test_the_journal_is_read_page_by_page(world: World) -> None:
     world.router.asked[Tier.GOLD] = Asked(arrivals_per_second=2, running_requests=4)
     world.router.asked[Tier.SILVER] = Asked(arrivals_per_second=2, running_requests=4)
     await until(lambda: world.desired(Tier.GOLD) and world.desired(Tier.SILVER))
+    await until(lambda: len(replica.replica.picture.reports) == 3)
     first = await replica.stub.ListDecisions(pb.ListDecisionsRequest(page_size=2))
     ids = [d.decision_id for d in first.decisions]
     request = pb.ListDecisionsRequest(page_size=2, page_token=first.next_page_token)

@@ -56,7 +56,10 @@ def _tier(tier: str, name: str, default: Any, meaning: str, *, minimum: float | 
     )
 
 
-_CAPACITY = "tokens in flight one server carries within its latency target, until measured"
+# By simulation of the reference hosts (g5.xlarge, g5.2xlarge, c5.4xlarge) with short dialogue: the
+# mean tokens in flight at the load where P95 just meets the tier's target. The router's limit per
+# server is the peak (P95) at the same load, about twice as much.
+_CAPACITY = "mean tokens in flight one server carries within its latency target, until measured"
 _RESIDENCE = "how long a request runs without queueing, until measured"
 _START = "from asking for a server until it takes requests, until measured"
 _UNLOADED = "the same latency on an idle server"

@@ -39,6 +39,9 @@ def quick_environment(**environ: str) -> dict[str, str]:
         "AUTOSCALER_JOURNAL_RULE_CHANGE_SECONDS": "0.2",
         "AUTOSCALER_GOLD_MINIMUM": "0",
         "AUTOSCALER_SILVER_MINIMUM": "0",
+        "AUTOSCALER_GOLD_CAPACITY_TOKENS": "16000",
+        "AUTOSCALER_SILVER_CAPACITY_TOKENS": "14000",
+        "AUTOSCALER_BRONZE_CAPACITY_TOKENS": "4000",
         "AWS_REGION": "us-east-1",
         **environ,
     }
