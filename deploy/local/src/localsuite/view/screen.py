@@ -32,6 +32,7 @@ _STATE_STYLES = {
 }
 _REMARK_STYLES = {"incident": "bold magenta", "service": "red", "fleet": "cyan", "game": "dim"}
 _STALE_AFTER_SECONDS = 3.0
+_WIDTH_WITH_TARGETS = 96
 _WIDTH_WITH_STRIP = 116
 
 
@@ -68,16 +69,12 @@ def _headline(
 ) -> RenderableType:
     players = picture.game.players_online if picture.game is not None else 0
     at = min(picture.evening_seconds, evening.duration_seconds)
-    first = Table.grid(expand=True)
-    first.add_column(ratio=1)
-    first.add_column(justify="right")
-    first.add_row(
-        Text.assemble(
-            ("GAMEKEEPER ", "bold green"),
-            ("an hour's evening; what takes minutes in production is divided by ", "dim"),
-            (f"{evening.time_factor:g}", "bold"),
-        ),
-        Text("simulated GPUs and cloud", style="dim"),
+    first = Text.assemble(
+        ("GAMEKEEPER ", "bold green"),
+        ("an hour's evening, production minutes divided by ", "dim"),
+        (f"{evening.time_factor:.3g}", "bold"),
+        ("; GPUs and cloud simulated", "dim") if width >= _WIDTH_WITH_STRIP else "",
+        no_wrap=True,
     )
     second = Table.grid(expand=True, padding=(0, 1))
     second.add_column(no_wrap=True)
@@ -102,7 +99,12 @@ def _tiers(picture: SuitePicture, width: int) -> RenderableType:
     table.add_column("tier", min_width=6)
     for heading in ("wanted", "ready", "coming", "going", "queue", "runs"):
         table.add_column(heading, justify="right", no_wrap=True, min_width=len(heading))
-    table.add_column("P95, as players feel it", no_wrap=True, min_width=32)
+    short = width < _WIDTH_WITH_TARGETS
+    table.add_column(
+        "P95, target" if short else "P95, as players feel it",
+        no_wrap=True,
+        min_width=18 if short else 32,
+    )
     if width >= _WIDTH_WITH_STRIP:
         table.add_column("servers (░ starting, ▒ silent)", no_wrap=True, ratio=1)
     for name in TIERS:
@@ -118,7 +120,7 @@ def _tiers(picture: SuitePicture, width: int) -> RenderableType:
             str(inputs.draining_servers),
             str(router.queued_requests) if router is not None else "-",
             str(sum(server.running_requests for server in router.servers)) if router else "-",
-            _latency(name, game),
+            _latency(name, game, short=short),
         ]
         if width >= _WIDTH_WITH_STRIP:
             row.append(_strip(picture, name))
@@ -126,19 +128,20 @@ def _tiers(picture: SuitePicture, width: int) -> RenderableType:
     return table
 
 
-def _latency(tier: str, game: TierSample) -> Text:
+def _latency(tier: str, game: TierSample, *, short: bool) -> Text:
     target = TARGETS[tier]
+    words = duration(target.limit_seconds) if short else target.words
     measured = target.measured(
         first_token_seconds=game.first_token_p95_seconds,
         per_token_seconds=game.seconds_per_token_p95,
     )
     if measured is None:
-        return Text(f"-  (target {target.words})", style="dim")
+        return Text(f"      -   {words}", style="dim")
     held = measured <= target.limit_seconds
     return Text.assemble(
         (f"{duration(measured):>7} ", "green" if held else "bold red"),
         ("✔ " if held else "✘ ", "green" if held else "bold red"),
-        (target.words, "dim"),
+        (words, "dim"),
     )
 
 
@@ -206,7 +209,7 @@ def _decisions(picture: SuitePicture, lines: int) -> RenderableType:
                 f"{decision.previous_desired}→{decision.desired}",
                 style="green" if grows else "blue" if shrinks else "dim",
             ),
-            decision_reason(decision),
+            Text(decision_reason(decision)),
         )
     return Panel(table, title="decisions, and why", title_align="left", border_style="dim")
 
@@ -233,7 +236,7 @@ def _storyteller(picture: SuitePicture, lines: int) -> RenderableType:
         table.add_row("remembers", Text(remembered, style="cyan"))
         if turn.citations and lines >= 5:
             table.add_row("lore", Text(turn.citations[0], style="dim"))
-        table.add_row("storyteller", turn.error or turn.told)
+        table.add_row("storyteller", Text(turn.error or turn.told))
     else:
         table.add_row("", Text("the storyteller waits for players", style="dim"))
     return Panel(table, title="the storyteller remembers", title_align="left", border_style="dim")
