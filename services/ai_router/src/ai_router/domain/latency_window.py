@@ -17,18 +17,21 @@ _BUCKETS = 131
 class _Rotation:
     """Slices of time of which the oldest is dropped when a new one begins."""
 
-    __slots__ = ("current", "slice_seconds")
+    __slots__ = ("_current", "_slice_seconds", "due")
 
     def __init__(self, window_seconds: float) -> None:
-        self.slice_seconds = window_seconds / _SLICES
-        self.current = 0
+        self._slice_seconds = window_seconds / _SLICES
+        self._current = 0
+        # When the present slice ends: before that there is nothing to drop.
+        self.due = 0.0
 
     def advance(self, now: float) -> int:
         """Returns how many slices to drop, at most all of them, before writing at `now`."""
-        index = int(now / self.slice_seconds)
-        passed = index - self.current
+        index = int(now / self._slice_seconds)
+        passed = index - self._current
         if passed > 0:
-            self.current = index
+            self._current = index
+        self.due = (self._current + 1) * self._slice_seconds
         return min(max(passed, 0), _SLICES)
 
 
@@ -43,7 +46,8 @@ class CountWindow:
 
     def add(self, now: float, amount: int = 1) -> None:
         """Counts `amount` at `now` (monotonic seconds)."""
-        self._drop(now)
+        if now >= self._rotation.due:
+            self._drop(now)
         self._counts[-1] += amount
 
     def total(self, now: float) -> int:
@@ -71,7 +75,8 @@ class LatencyWindow:
 
     def add(self, now: float, seconds: float) -> None:
         """Takes in a duration that ended at `now` (monotonic seconds)."""
-        self._drop(now)
+        if now >= self._rotation.due:
+            self._drop(now)
         bucket = 0
         if seconds > _SMALLEST_SECONDS:
             bucket = min(_BUCKETS - 1, ceil(log(seconds / _SMALLEST_SECONDS) / _LOG_GROWTH))
