@@ -2,14 +2,17 @@
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
 
 import asyncpg
 import pytest
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from knowledge_base.__main__ import connect
+from knowledge_base.adapters.postgres_memory import PostgresMemory
 from knowledge_base.adapters.schema import migrate_schema
 from knowledge_base.config import DatabaseSettings
+from knowledge_base.ports import RequestKey
 from knowledge_base.testing import (
     RunningKnowledgeBase,
     empty_database,
@@ -305,3 +308,33 @@ async def test_a_canary_of_one_world_reaches_no_answer_for_another(
         await stub.Search(pb.SearchRequest(query=CANARY), timeout=TIMEOUT_SECONDS),
     ]
     assert all(CANARY not in str(answer) for answer in answers)
+
+
+async def test_the_owner_need_not_be_a_superuser(postgres_server: EmbeddedPostgres) -> None:
+    """As on a managed PostgreSQL, where nobody is one; the extension is there already."""
+    name = "knowledge_base_managed"
+    postgres_server.create_database(name)
+    try:
+        postgres_server.execute(
+            "CREATE EXTENSION vector; CREATE ROLE managed_owner LOGIN CREATEROLE PASSWORD 'owner';"
+            " GRANT ALL ON DATABASE knowledge_base_managed TO managed_owner",
+            database=name,
+        )
+        service = postgres_server.url(name, user="managed_service", password="service")
+        for _ in range(2):  # the second time the role exists
+            await migrate_schema(
+                postgres_server.url(name, user="managed_owner", password="owner"),
+                service,
+                "managed_service",
+            )
+        settings = load_settings(DatabaseSettings, {"KNOWLEDGE_BASE_DATABASE_URL": service})
+        async with connect(settings) as database:
+            memory = PostgresMemory(database)
+            key = RequestKey(uuid.uuid4(), bytes(32), datetime.now(UTC))
+            world = await memory.create_world(key, uuid.uuid4(), "a", "")
+            assert await memory.list_worlds("", 10) == [world]
+            # This runs as the owner, whom the policies do not bind.
+            assert await memory.forget_requests(datetime.max.replace(tzinfo=UTC)) == 1
+    finally:
+        postgres_server.drop_database(name)
+        postgres_server.execute("DROP ROLE IF EXISTS managed_service, managed_owner")

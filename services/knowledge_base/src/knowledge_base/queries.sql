@@ -1,5 +1,5 @@
 -- name: check_session
--- What a new connection may not be, and which schema it meets.
+-- What a new connection may not be, and whether it meets a schema at all.
 SELECT
     r.rolname AS role,
     r.rolsuper OR r.rolbypassrls AS bypasses,
@@ -8,10 +8,11 @@ SELECT
         WHERE n.nspname = 'knowledge_base' AND c.relkind = 'r'
             AND pg_has_role(r.oid, c.relowner, 'MEMBER')
     ) AS owns,
-    to_regprocedure(
-        'knowledge_base.list_relationships(uuid,text,integer,text,text,integer)'
-    ) IS NOT NULL AS is_migrated
+    to_regclass('knowledge_base.schema_migrations') IS NOT NULL AS has_schema
 FROM pg_roles r WHERE r.rolname = current_user
+
+-- name: newest_migration
+SELECT coalesce(max(number), 0) FROM knowledge_base.schema_migrations
 
 -- name: vector_schema
 -- Where the extension's type lives.

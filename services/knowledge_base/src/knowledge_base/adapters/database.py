@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from importlib import resources
 from typing import Any
 
 import asyncpg
@@ -28,6 +29,11 @@ __all__ = [
 
 QUERIES = load_queries("knowledge_base")
 
+_NEWEST_MIGRATION = max(
+    int(entry.name[:4])
+    for entry in resources.files("knowledge_base").joinpath("migrations").iterdir()
+    if entry.name.endswith(".sql")
+)
 _APPLICATION_NAME = "knowledge_base"
 _ACQUIRE_TIMEOUT_SECONDS = 3.0
 
@@ -105,10 +111,12 @@ async def _prepare_connection(connection: asyncpg.Connection) -> None:
             "row-level security or owns the tables, so worlds would not be kept apart; use the "
             "role that `python -m knowledge_base migrate` makes (KNOWLEDGE_BASE_SERVICE_ROLE)"
         )
-    if not session["is_migrated"]:
+    # A newer schema is fine: the version before works on while this one is rolled out.
+    applied = await connection.fetchval(QUERIES.newest_migration) if session["has_schema"] else 0
+    if applied < _NEWEST_MIGRATION:
         raise UnsafeDatabaseError(
-            "the database lacks the schema knowledge_base or is older than this version; run "
-            "`python -m knowledge_base migrate`"
+            f"the database has migration {applied} of the schema knowledge_base, this version "
+            f"needs {_NEWEST_MIGRATION}; run `python -m knowledge_base migrate`"
         )
     await connection.set_type_codec(
         "vector",
