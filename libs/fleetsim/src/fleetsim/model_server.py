@@ -13,12 +13,12 @@ step. New prompts wait for the next step's beginning, and a step admits at most
 `prefill_chunk_tokens` of them (at least one prompt), as vLLM's token budget does.
 
 Also modelled: the KV cache admits, fills, and preempts the newest sequence (computed again later);
-shared prefixes are cached; at most `max_running_sequences` run and the rest waits. The step's
-length is set when the batch changes, from the context it has at that moment. Simplified: memory
-counts in tokens rather than blocks, a prompt longer than a chunk stalls the others in one piece
-rather than in several, and apart from admissions step boundaries are not quantised (an error
-below one step, about 9 ms for Gold).
+shared prefixes are cached; at most `max_running_sequences` run and the rest waits. Simplified: the
+step's length is set when the batch changes; memory counts in tokens rather than blocks; a prompt
+longer than a chunk stalls the others in one piece; step boundaries count for admissions only.
 """
+
+# ruff: noqa: PLR1730 - in the innermost loop of a day, `min` costs three comparisons
 
 import heapq
 import math
@@ -39,7 +39,6 @@ __all__ = ["ModelServer"]
 
 _EPSILON = 1e-6
 """Tolerance in steps and tokens, far above rounding and far below one of either."""
-
 
 _WAITING = RequestState.WAITING
 _RUNNING = RequestState.RUNNING
@@ -249,7 +248,7 @@ class ModelServer:
 
     @property
     def running_count(self) -> int:
-        """Sequences in the batch, those being prefilled included."""
+        """Sequences in the batch."""
         return len(self._running)
 
     @property
@@ -279,10 +278,11 @@ class ModelServer:
 
     def _boundary_time(self) -> float:
         """When the next step begins that may admit prompts."""
+        begin = self._time
+        if self._stall_until > begin:
+            begin = self._stall_until
         steps = self._boundary_clock - self._clock
-        if steps <= _EPSILON:
-            return max(self._time, self._stall_until)
-        return max(self._time, self._stall_until) + steps * self._step_seconds
+        return begin + steps * self._step_seconds if steps > _EPSILON else begin
 
     def _catch_up(self, now: float) -> None:
         if now < self._time - _EPSILON:
@@ -311,7 +311,8 @@ class ModelServer:
             self.busy_seconds_total += elapsed
             stall = self._stall_until - time
             if stall > 0.0:
-                stall = min(stall, elapsed)
+                if stall > elapsed:
+                    stall = elapsed
                 self.prefill_seconds_total += stall
                 elapsed -= stall
             steps = elapsed / self._step_seconds if planned_steps is None else planned_steps
@@ -339,7 +340,9 @@ class ModelServer:
         while due and due[0].clock_at_start + 1.0 <= reached:
             request = due.popleft()
             steps_ago = self._clock - request.clock_at_start - 1.0
-            request.first_token_time = time = now - max(steps_ago, 0.0) * self._step_seconds
+            if steps_ago < 0.0:
+                steps_ago = 0.0
+            request.first_token_time = time = now - steps_ago * self._step_seconds
             if self._keeps_histograms:
                 self.time_to_first_token_seconds.observe(time - request.arrival_time)
 
@@ -365,12 +368,14 @@ class ModelServer:
         if running > 1:
             used = self._own_tokens + self.prefix_cache.active_tokens
             to_full = (self._capacity_tokens - used) / running
-            if to_full < steps:  # noqa: PLR1730 - `min` costs three times as much here
+            if to_full < steps:
                 steps = to_full
         begin = self._time
-        begin = max(begin, self._stall_until)
+        if self._stall_until > begin:
+            begin = self._stall_until
+        if steps < 0.0:
+            steps = 0.0
         # New prompts only delay what runs: this is the earliest that anything can finish.
-        steps = max(steps, 0.0)
         self._planned_steps = steps
         self._next_finish = self._next_change = begin + steps * step
         if self._waiting and running < self._most_sequences:
@@ -460,9 +465,6 @@ class ModelServer:
             clock_at_end, _, request = heapq.heappop(finishing)
             if request.state is not _RUNNING or request.clock_at_end != clock_at_end:
                 continue
-            if request.first_token_time != request.first_token_time:  # NaN: its only token is due
-                self._clock = max(self._clock, clock_at_end)
-                self._note_first_tokens(self._time)
             self._leave_batch(request)
             request.state = _FINISHED
             request.finish_time = self._time
@@ -479,7 +481,7 @@ class ModelServer:
         if request.prefix_segments:
             self.prefix_cache.release(request.prefix_segments)
         request.resumed_tokens += int(decoded + _EPSILON)
-        if request.first_token_time != request.first_token_time:  # NaN: it leaves before
+        if math.isnan(request.first_token_time):
             self._first_tokens_due.remove(request)
         if not self._running:
             # Nothing is left: take what rounding has gathered out of the books.

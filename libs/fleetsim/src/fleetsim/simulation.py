@@ -19,18 +19,11 @@ import numpy as np
 from fleetsim.arrivals import ArrivalProcess
 from fleetsim.cloud import Cloud
 from fleetsim.cloud_state import CloudEvent, CloudEventKind
-from fleetsim.instance_types import INSTANCE_TYPES, Market
+from fleetsim.fleet_observer import FleetObserver, SimulatedHost
 from fleetsim.model_server import ModelServer
 from fleetsim.prefix_cache import PrefixSegments
 from fleetsim.routing import SHED, WAIT, PlayerRequest, Router
-from fleetsim.scaling import (
-    FleetObservation,
-    ObservedServer,
-    ScalingOrder,
-    ScalingPolicy,
-    ServerPhase,
-    TierObservation,
-)
+from fleetsim.scaling import ScalingOrder, ScalingPolicy
 from fleetsim.scaling_group import ScalingGroups
 from fleetsim.scaling_group_state import GroupSettings
 from fleetsim.simulation_result import Outcome, RequestLog, SeriesPoint, SimulationResult
@@ -41,33 +34,7 @@ from fleetsim.virtual_time import VirtualTime
 __all__ = ["FleetSimulation"]
 
 
-class _Host:
-    """A launched instance and, once its cold start is over, the model server on it."""
-
-    __slots__ = (
-        "drain_deadline",
-        "in_flight",
-        "is_gone",
-        "is_ready",
-        "model",
-        "scheduled",
-        "server_id",
-        "tier",
-    )
-
-    def __init__(self, server_id: str, tier: str, model: ModelServer) -> None:
-        self.server_id = server_id
-        self.tier = tier
-        self.model = model
-        self.is_ready = False
-        self.is_gone = False
-        self.drain_deadline = math.inf
-        self.scheduled = math.inf
-        self.in_flight: dict[PlayerRequest, None] = {}
-
-    @property
-    def is_draining(self) -> bool:
-        return not math.isinf(self.drain_deadline)
+_FINISHED = int(Outcome.FINISHED)
 
 
 class FleetSimulation:
@@ -91,10 +58,18 @@ class FleetSimulation:
         self.cloud = Cloud(rng=cloud_rng, settings=self.settings.cloud)
         self.groups = ScalingGroups(self.cloud, rng=group_rng)
         self._time = VirtualTime()
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, SimulatedHost] = {}
         self._tiers = tuple(arrivals.mix.tiers)
         self._windows = {tier: TierWindow(index) for index, tier in enumerate(self._tiers)}
         self._result = SimulationResult(self._tiers, RequestLog(), dict.fromkeys(self._tiers, 0))
+        self._observer = FleetObserver(
+            settings=self.settings,
+            groups=self.groups,
+            hosts=self._hosts,
+            windows=self._windows,
+            router=router,
+            players=arrivals.players,
+        )
         self._cloud_wake = math.inf
         self._batch: tuple[list[float], list[int], list[int], list[int]] = ([], [], [], [])
         self._batch_position = 0
@@ -205,7 +180,7 @@ class FleetSimulation:
             host.scheduled = upcoming
             self._time.at(upcoming, self._wake, host)
 
-    def _wake(self, host: _Host) -> None:
+    def _wake(self, host: SimulatedHost) -> None:
         """A server's next event is due, or was when this was scheduled and has moved since.
 
         Every server has one such callback scheduled, `host.scheduled`, at or before its next
@@ -241,7 +216,7 @@ class FleetSimulation:
         tokens = request.output_tokens
         pace = (request.finish_time - first_token_time) / (tokens - 1) if tokens > 1 else math.nan
         window.finish(first, pace)
-        self._log.add(self._time.now, first, pace, Outcome.FINISHED, window.tier_index)
+        self._log.add(self._time.now, first, pace, _FINISHED, window.tier_index)
 
     def _miss(self, request: PlayerRequest, outcome: Outcome) -> None:
         window = self._windows[request.tier]
@@ -323,7 +298,7 @@ class FleetSimulation:
         model = ModelServer(
             profile, server_id=server_id, start_time=self._time.now, keeps_histograms=False
         )
-        self._hosts[server_id] = _Host(server_id, tier, model)
+        self._hosts[server_id] = SimulatedHost(server_id, tier, model)
 
     def _ready(self, server_id: str) -> None:
         host = self._hosts.get(server_id)
@@ -360,7 +335,7 @@ class FleetSimulation:
         self.cloud.terminate(self._time.now, [server_id])
         self._follow_cloud()
 
-    def _terminate(self, host: _Host) -> None:
+    def _terminate(self, host: SimulatedHost) -> None:
         """End a drained member by id. One the cloud already takes away needs no help."""
         instance = self.cloud.instance(host.server_id)
         if instance.interruption_notice_time is None and instance.is_alive:
@@ -377,7 +352,7 @@ class FleetSimulation:
         for host in list(self._hosts.values()):
             if host.drain_deadline <= now:
                 self._terminate(host)
-        observation = self._observe(now)
+        observation = self._observer.observe(now)
         for tier, order in self._scaler.decide(observation).items():
             self._apply(now, tier, order)
         for window in self._windows.values():
@@ -420,7 +395,9 @@ class FleetSimulation:
                 if host.is_ready:
                     self._router.server_ready(now, server_id, host.model.profile)
 
-    def _drain(self, now: float, hosts: list[_Host], named: tuple[str, ...], count: int) -> int:
+    def _drain(
+        self, now: float, hosts: list[SimulatedHost], named: tuple[str, ...], count: int
+    ) -> int:
         """Drain up to `count` hosts, named ones first, then the least loaded; return how many."""
         rank = {server_id: position for position, server_id in enumerate(named)}
         ready = [h for h in hosts if h.is_ready and not h.is_draining]
@@ -433,68 +410,10 @@ class FleetSimulation:
                 self._terminate(host)
         return len(chosen)
 
-    def _is_ordered_drain(self, host: _Host) -> bool:
+    def _is_ordered_drain(self, host: SimulatedHost) -> bool:
         if not host.is_draining:
             return False
         return self.cloud.instance(host.server_id).interruption_notice_time is None
-
-    def _observe(self, now: float) -> FleetObservation:
-        interval = self.settings.control_interval_seconds
-        tiers = {
-            tier: self._observe_tier(now, tier, interval)
-            for tier in self._tiers
-            if tier in self.settings.tiers
-        }
-        players = int(self._arrivals.players.players_at(now))
-        return FleetObservation(now, interval, players, tiers)
-
-    def _observe_tier(self, now: float, tier: str, interval: float) -> TierObservation:
-        group = self.groups.group(tier)
-        window = self._windows[tier]
-        queued, queued_tokens = self._router.queued(tier)
-        first, pace = window.control_latencies()
-        profile = self.settings.tiers[tier].profile
-        return TierObservation(
-            tier=tier,
-            group_desired=group.desired_capacity,
-            group_minimum=group.settings.min_size,
-            group_maximum=group.settings.max_size,
-            servers=tuple(
-                self._observe_server(now, member.instance_id)
-                for member in group.instances
-                if member.lifecycle_state.counts_towards_desired
-            ),
-            arrivals_per_second=window.control_arrived / interval,
-            arrived_tokens_per_second=window.control_arrived_tokens / interval,
-            finished_per_second=window.control_finished / interval,
-            shed_per_second=window.control_shed / interval,
-            queued=queued,
-            queued_tokens=queued_tokens,
-            time_to_first_token_p95_seconds=first,
-            time_per_token_p95_seconds=pace,
-            usd_per_hour_per_server=INSTANCE_TYPES[profile.instance_type].usd_per_hour(
-                Market.ON_DEMAND
-            ),
-        )
-
-    def _observe_server(self, now: float, server_id: str) -> ObservedServer:
-        instance = self.cloud.instance(server_id)
-        host = self._hosts.get(server_id)
-        notice = instance.interruption_notice_time
-        if host is None or not host.is_ready:
-            phase = ServerPhase.PENDING
-            return ObservedServer(server_id, phase, instance.launch_time, 0, 0, 0, 0.0, notice)
-        load = host.model.load(now)
-        return ObservedServer(
-            server_id,
-            ServerPhase.DRAINING if host.is_draining else ServerPhase.READY,
-            instance.launch_time,
-            load.running,
-            load.waiting,
-            int(load.running_tokens) + load.waiting_tokens,
-            load.kv_cache_usage_ratio,
-            notice,
-        )
 
     # -- samples -----------------------------------------------------------------------------
 
