@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 
 import grpc
@@ -205,6 +206,35 @@ async def test_texts_longer_than_an_event_are_shortened_in_memory_only() -> None
 class RefusingMemory(InMemoryStoryMemory):
     async def recall(self, world_id: str, query: str, limit: int) -> list[StoryEvent]:
         raise failed_call(grpc.StatusCode.NOT_FOUND)
+
+
+class ForgetfulMemory(InMemoryStoryMemory):
+    async def record(
+        self, world_id: str, events: Sequence[StoryEvent], request_id: str
+    ) -> Sequence[StoryEvent]:
+        if "unspeakable" in events[0].text and not self.away:
+            raise failed_call(grpc.StatusCode.INVALID_ARGUMENT)
+        return await super().record(world_id, events, request_id)
+
+
+async def test_a_turn_that_the_memory_refuses_is_told_all_the_same() -> None:
+    memory = ForgetfulMemory()
+    teller = storyteller(memory)
+    turn = await teller.tell("I say the unspeakable")
+    assert turn.text == "The lamp burns."
+    assert not turn.recorded
+    assert turn.degradations == (Degradation.RECORD_REFUSED,)
+    assert (await teller.tell("I wave")).recorded
+
+
+async def test_a_refused_turn_does_not_hold_up_those_that_wait_behind_it() -> None:
+    memory = ForgetfulMemory(away=True)
+    teller = storyteller(memory)
+    for action in ("I say the unspeakable", "I wave"):
+        await teller.tell(action)
+    memory.away = False
+    assert await teller.flush() == 0
+    assert [text for kind, text in told(memory) if kind == "player"] == ["I wave"]
 
 
 async def test_a_world_that_does_not_exist_is_an_error_not_a_degradation() -> None:

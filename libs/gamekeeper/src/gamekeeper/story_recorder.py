@@ -59,11 +59,7 @@ class TurnRecorder:
         return len(self._pending)
 
     async def record(self, turn_id: str, action: str, player: str, text: str) -> RecordOutcome:
-        """Records what the player did and what was told, or keeps it for later.
-
-        Raises:
-            CallFailed: the memory refuses it for good.
-        """
+        """Records what the player did and what was told, or keeps it for later."""
         participants = (player,) if player else ()
         events = tuple(
             StoryEvent(text=_shortened(words), kind=kind, participants=participants)
@@ -88,12 +84,9 @@ class TurnRecorder:
     async def flush(self) -> int:
         """Records what is pending, as far as the memory is there; returns how many still are."""
         while self._pending:
-            try:
-                if await self._try(self._pending[0]) is None:
-                    break
-            except CallFailed as failure:
-                # It would be refused for ever and hold up all turns after it.
-                log.exception("turn_refused", world_id=self._world_id, reason=failure.reason)
+            # One that is refused for good is given up, or it would hold up all after it.
+            if await self._try(self._pending[0]) is None:
+                break
             self._pending.popleft()
         return len(self._pending)
 
@@ -105,10 +98,15 @@ class TurnRecorder:
             return RecordOutcome(recorded=True, losses=frozenset({Degradation.TOLD_BEFORE}))
         except (MemoryAway, TimeoutError):
             return None
+        except CallFailed as failure:
+            # The text is told already; that it will not be remembered must not take it back.
+            log.exception("turn_refused", world_id=self._world_id, reason=failure.reason)
+            return RecordOutcome(recorded=False, losses=frozenset({Degradation.RECORD_REFUSED}))
         return RecordOutcome(recorded=True, event_ids=tuple(event.event_id for event in events))
 
 
 def _shortened(text: str) -> str:
+    text = text.replace("\x00", "")  # PostgreSQL has no such character
     if len(text) <= _LONGEST_EVENT_CHARACTERS:
         return text
     cut = text[: _LONGEST_EVENT_CHARACTERS - 1]

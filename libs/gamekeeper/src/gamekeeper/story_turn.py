@@ -19,6 +19,7 @@ class Degradation(Enum):
     NO_LORE = "the lore could not be searched"
     TOLD_BEFORE = "the turn was recorded before with another text, and that one stands"
     NOT_RECORDED = "the turn is not recorded yet; it is tried again before the next one"
+    RECORD_REFUSED = "the memory refused the turn for good; it is not recorded"
     RECORD_LOST = "more turns wait to be recorded than are kept; the oldest was given up"
 
 
