@@ -1,8 +1,6 @@
 """The simulated region without a server: time, events told in order, the ledger of costs."""
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
@@ -12,35 +10,10 @@ from fleetsim.cloud_state import Instance
 from fleetsim.instance_types import Market
 from fleetsim.scaling_group_state import GroupSettings
 from localsuite.aws.region import Region
+from localsuite.aws.testing import START, ZONES, ManualClock, RecordingHosts
 from localsuite.aws.tiers import TIER_TAG
 
-START = 1_900_000_000.0
 HOUR = 3600.0
-ZONES = ("us-east-1a", "us-east-1b", "us-east-1c")
-
-
-@dataclass
-class ManualClock:
-    now: float = START
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@dataclass
-class Hosts:
-    calls: list[tuple[str, str]] = field(default_factory=list)
-    on_running: Callable[[Instance], None] = lambda instance: None
-
-    def on_instance_running(self, instance: Instance) -> None:
-        self.calls.append(("running", instance.instance_id))
-        self.on_running(instance)
-
-    def on_interruption_notice(self, instance: Instance, at: float) -> None:
-        self.calls.append(("notice", instance.instance_id))
-
-    def on_instance_terminated(self, instance: Instance) -> None:
-        self.calls.append(("terminated", instance.instance_id))
 
 
 def launch(region: Region, tier: str, market: Market = Market.ON_DEMAND) -> str:
@@ -55,7 +28,7 @@ def launch(region: Region, tier: str, market: Market = Market.ON_DEMAND) -> str:
 
 
 def test_hosts_are_told_in_the_order_of_events() -> None:
-    clock, hosts = ManualClock(), Hosts()
+    clock, hosts = ManualClock(), RecordingHosts()
     region = Region(clock=clock, hosts=hosts)
     instance_id = launch(region, "gold", Market.SPOT)
     clock.now += HOUR
@@ -71,7 +44,7 @@ def test_hosts_are_told_in_the_order_of_events() -> None:
 
 
 def test_an_instance_terminated_while_pending_is_told_as_gone_only() -> None:
-    clock, hosts = ManualClock(), Hosts()
+    clock, hosts = ManualClock(), RecordingHosts()
     region = Region(clock=clock, hosts=hosts)
     instance_id = launch(region, "gold")
     with region.at_now() as now:
@@ -85,7 +58,7 @@ def test_a_listener_that_fails_does_not_stop_the_cloud() -> None:
     def fail(instance: Instance) -> None:
         raise RuntimeError(instance.instance_id)
 
-    clock, hosts = ManualClock(), Hosts(on_running=fail)
+    clock, hosts = ManualClock(), RecordingHosts(on_running=fail)
     region = Region(clock=clock, hosts=hosts)
     first, second = launch(region, "gold"), launch(region, "gold")
     clock.now += HOUR
@@ -94,7 +67,7 @@ def test_a_listener_that_fails_does_not_stop_the_cloud() -> None:
 
 
 def test_a_listener_may_ask_the_region() -> None:
-    clock, hosts = ManualClock(), Hosts()
+    clock, hosts = ManualClock(), RecordingHosts()
     region = Region(clock=clock, hosts=hosts)
     seen: list[float] = []
 
@@ -122,7 +95,7 @@ def test_a_clock_that_steps_back_stops_time_instead_of_breaking_it() -> None:
 
 
 def test_a_refused_change_still_tells_what_happened_before_it() -> None:
-    clock, hosts = ManualClock(), Hosts()
+    clock, hosts = ManualClock(), RecordingHosts()
     region = Region(clock=clock, hosts=hosts)
     instance_id = launch(region, "gold")
     clock.now += HOUR
@@ -166,7 +139,7 @@ def test_the_tiers_costs_add_up_to_the_clouds(
 
 
 def test_the_state_moves_by_itself_when_it_is_run() -> None:
-    hosts, stop, told = Hosts(), threading.Event(), threading.Event()
+    hosts, stop, told = RecordingHosts(), threading.Event(), threading.Event()
     hosts.on_running = lambda instance: told.set()
     region = Region(time_compression=10_000.0, hosts=hosts)
     runner = threading.Thread(target=region.run, args=(stop,))
