@@ -11,8 +11,6 @@ import grpc
 import grpc.aio
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from ai_router.adapters.static_fleet import StaticFleetSource
 from ai_router.domain.fleet import ServerReport
@@ -24,6 +22,7 @@ from fleetsim.vllm_http import SimulatedFleetServer
 from gaming.ai_router.v1 import ai_router_pb2 as pb
 from gaming.common.v1 import tier_pb2
 from servicekit.clock import SystemClock
+from servicekit.testing import details_of
 
 TIMEOUT_SECONDS = 20.0
 
@@ -53,18 +52,6 @@ async def until(condition: Any, timeout_seconds: float = 5.0) -> None:
 
 def text_of(responses: list[pb.GenerateResponse]) -> str:
     return "".join(r.delta.text for r in responses if r.WhichOneof("event") == "delta")
-
-
-def details_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what is read of it
-    found: dict[str, Any] = {}
-    assert status is not None
-    for detail in status.details:
-        for kind in (error_details_pb2.ErrorInfo, error_details_pb2.RetryInfo):
-            message = kind()
-            if detail.Unpack(message):
-                found[kind.__name__] = message
-    return found
 
 
 class Fleet:

@@ -13,8 +13,6 @@ import grpc
 import grpc.aio
 import pytest
 from aiohttp import web
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from fleetsim.profiles import GOLD
 from fleetsim.vllm_http import SimulatedFleetServer
@@ -38,6 +36,7 @@ from gpu_metrics.testing import CollectorForTest, collector_for_test
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.telemetry import Telemetry
+from servicekit.testing import reason_of
 
 
 class IdleServer:
@@ -113,14 +112,6 @@ def report(host_id: str = "i-1", sequence: int = 1) -> gpu_metrics_pb2.StreamRep
             sample_time=datetime(2026, 1, 1, tzinfo=UTC),
         )
     )
-
-
-def reason_of(error: grpc.aio.AioRpcError) -> str:
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it reads what both kinds have
-    info = error_details_pb2.ErrorInfo()
-    assert status is not None
-    assert any(detail.Unpack(info) for detail in status.details)
-    return str(info.reason)
 
 
 async def next_update(stream: Any) -> gpu_metrics_pb2.WatchFleetResponse:

@@ -21,18 +21,16 @@ from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
-from gaming.common.v1 import tier_pb2
+from autoscaler.testing.partial_service import GOLD, autoscaler_stub, autoscaler_with
+from gaming.autoscaler.v1 import autoscaler_pb2
 from servicekit.caller import current_caller
 from servicekit.channels import ChannelSettings, open_channel
 from servicekit.clock import SystemClock
 from servicekit.development_certificates import CertificateFiles, DevelopmentAuthority
-from servicekit.server import RpcServer, ServerSettings, ServiceRegistration
+from servicekit.server import RpcServer, ServerSettings
 from servicekit.settings import SettingsError, load_settings
-from servicekit.testing import servicer_with
 from servicekit.tls import TlsSettings
 
-GOLD = autoscaler_pb2.GetTierRequest(tier=tier_pb2.TIER_GOLD)
 PLAYERS = autoscaler_pb2.ReportPlayersRequest(players_online=5)
 
 
@@ -70,15 +68,8 @@ def environ_of(files: CertificateFiles) -> dict[str, str]:
 
 @asynccontextmanager
 async def serve(files: CertificateFiles) -> AsyncIterator[RpcServer]:
-    registration = ServiceRegistration.of(
-        autoscaler_pb2_grpc.add_AutoscalerServiceServicer_to_server,
-        servicer_with(
-            autoscaler_pb2_grpc.AutoscalerServiceServicer,
-            GetTier=say_who_calls,
-            ReportPlayers=report_players,
-            WatchDecisions=watch_decisions,
-        ),
-        autoscaler_pb2.DESCRIPTOR.services_by_name["AutoscalerService"],
+    registration = autoscaler_with(
+        GetTier=say_who_calls, ReportPlayers=report_players, WatchDecisions=watch_decisions
     )
     settings = load_settings(ServerSettings, environ_of(files))
     server = RpcServer([registration], settings, clock=SystemClock())
@@ -97,10 +88,6 @@ def channel_as(server: RpcServer, files: CertificateFiles) -> grpc.aio.Channel:
     return open_channel(server.address, settings)
 
 
-def stub_of(channel: grpc.aio.Channel) -> Any:
-    return autoscaler_pb2_grpc.AutoscalerServiceStub(channel)
-
-
 async def code_of(call: Any) -> grpc.StatusCode:
     try:
         await call
@@ -117,7 +104,7 @@ async def test_a_caller_with_the_right_role_passes_and_is_known(
         serve(authority.issue("suite-service/autoscaler", tmp_path)) as server,
         channel_as(server, me) as channel,
     ):
-        response = await stub_of(channel).GetTier(GOLD)
+        response = await autoscaler_stub(channel).GetTier(GOLD)
     assert response.tier.latency_target == "operator spiffe://gamekeeper/operator/me"
 
 
@@ -128,10 +115,10 @@ async def test_a_caller_with_another_role_is_refused_and_told_which_would_do(
         agent = authority.issue("gpu-agent/host-1", tmp_path / "agent")
         async with channel_as(server, agent) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await stub_of(channel).ReportPlayers(PLAYERS)
+                await autoscaler_stub(channel).ReportPlayers(PLAYERS)
         game = authority.issue("game-service/battle", tmp_path / "game")
         async with channel_as(server, game) as channel:
-            assert (await stub_of(channel).ReportPlayers(PLAYERS)).players_online == 5
+            assert (await autoscaler_stub(channel).ReportPlayers(PLAYERS)).players_online == 5
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "allowed are game-service" in (caught.value.details() or "")
 
@@ -147,7 +134,7 @@ async def test_certificates_of_a_foreign_authority_and_expired_ones_are_refused(
     async with serve(authority.issue("suite-service/autoscaler", tmp_path)) as server:
         for files in (foreign, expired):
             async with channel_as(server, files) as channel:
-                assert await code_of(stub_of(channel).GetTier(GOLD, timeout=5)) in (
+                assert await code_of(autoscaler_stub(channel).GetTier(GOLD, timeout=5)) in (
                     grpc.StatusCode.UNAVAILABLE,
                     grpc.StatusCode.DEADLINE_EXCEEDED,
                 )
@@ -164,7 +151,7 @@ async def test_nobody_gets_in_without_a_certificate_or_in_plaintext(
         plain = grpc.aio.insecure_channel(server.address)
         for channel in (bare, plain):
             async with channel:
-                code = await code_of(stub_of(channel).GetTier(GOLD, timeout=2))
+                code = await code_of(autoscaler_stub(channel).GetTier(GOLD, timeout=2))
                 assert code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
@@ -176,7 +163,7 @@ async def test_a_server_of_a_foreign_authority_is_not_trusted(
     )
     mine = authority.issue("operator/me", tmp_path / "me")
     async with serve(impostor) as server, channel_as(server, mine) as channel:
-        assert await code_of(stub_of(channel).GetTier(GOLD, timeout=5)) in (
+        assert await code_of(autoscaler_stub(channel).GetTier(GOLD, timeout=5)) in (
             grpc.StatusCode.UNAVAILABLE,
             grpc.StatusCode.DEADLINE_EXCEEDED,
         )
@@ -201,7 +188,9 @@ async def test_a_role_counts_only_as_the_one_uri_name_of_a_certificate(
         serve(authority.issue("suite-service/autoscaler", tmp_path)) as server,
         channel_as(server, files) as channel,
     ):
-        assert await code_of(stub_of(channel).GetTier(GOLD)) is grpc.StatusCode.UNAUTHENTICATED
+        assert (
+            await code_of(autoscaler_stub(channel).GetTier(GOLD)) is grpc.StatusCode.UNAUTHENTICATED
+        )
         health: Any = health_pb2_grpc.HealthStub(channel)
         assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1
 
@@ -261,7 +250,9 @@ async def test_both_sides_change_certificates_without_a_restart_or_an_error(
     server_files = authority.issue("suite-service/autoscaler", tmp_path / "server")
     client_files = authority.issue("operator/before", tmp_path / "client")
     async with serve(server_files) as server, channel_as(server, client_files) as channel:
-        stream = aiter(stub_of(channel).WatchDecisions(autoscaler_pb2.WatchDecisionsRequest()))
+        stream = aiter(
+            autoscaler_stub(channel).WatchDecisions(autoscaler_pb2.WatchDecisionsRequest())
+        )
         await anext(stream)
         assert await identity_seen(channel) == "operator spiffe://gamekeeper/operator/before"
         old_serial = await served_serial(server, client_files)
@@ -285,7 +276,7 @@ async def test_both_sides_change_certificates_without_a_restart_or_an_error(
 
 
 async def identity_seen(channel: grpc.aio.Channel) -> str:
-    return str((await stub_of(channel).GetTier(GOLD)).tier.latency_target)
+    return str((await autoscaler_stub(channel).GetTier(GOLD)).tier.latency_target)
 
 
 async def served_serial(server: RpcServer, files: CertificateFiles) -> int:

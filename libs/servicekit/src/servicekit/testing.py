@@ -1,4 +1,4 @@
-"""What tests of services use: a clock that stands still, servicers and servers on free ports."""
+"""What tests of services use: a clock that stands still, servers on free ports, read failures."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc.aio
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.server import RpcServer, ServerSettings, ServiceRegistration
 from servicekit.settings import load_settings
 
-__all__ = ["FakeClock", "serve_for_test", "servicer_with"]
+__all__ = [
+    "FakeClock",
+    "details_of",
+    "failure_of",
+    "reason_of",
+    "serve_for_test",
+    "servicer_with",
+]
 
 
 class FakeClock:
@@ -99,3 +108,46 @@ async def serve_for_test(
             yield server, channel
     finally:
         await server.stop(0)
+
+
+async def failure_of(call: Any) -> grpc.aio.AioRpcError:
+    """Returns how `call`, unary or a stream read to its end, failed.
+
+    Raises:
+        AssertionError: it did not fail.
+    """
+    try:
+        if hasattr(call, "__aiter__"):
+            async for _ in call:
+                pass
+        else:
+            await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the call succeeded")
+
+
+def details_of(error: grpc.aio.AioRpcError) -> dict[str, Any]:
+    """Returns the `ErrorInfo`, `BadRequest` and `RetryInfo` of a failed call by those names.
+
+    Raises:
+        AssertionError: the failure carries no status details, as every one of ours does.
+    """
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has the call's interface
+    if status is None:
+        raise AssertionError("the failure carries no details")
+    found: dict[str, Any] = {}
+    for detail in status.details:
+        for kind in (
+            error_details_pb2.ErrorInfo,
+            error_details_pb2.BadRequest,
+            error_details_pb2.RetryInfo,
+        ):
+            if detail.Is(kind.DESCRIPTOR):
+                found[kind.__name__] = kind.FromString(detail.value)
+    return found
+
+
+def reason_of(error: grpc.aio.AioRpcError) -> str:
+    """Returns the reason in a failed call's `ErrorInfo`."""
+    return str(details_of(error)["ErrorInfo"].reason)
