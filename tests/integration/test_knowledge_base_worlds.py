@@ -431,3 +431,19 @@ async def _requests_known(running: RunningKnowledgeBase, worlds: list[pb.World])
             if await connection.fetchval("SELECT count(*) FROM knowledge_base.requests"):
                 return True
     return False
+
+
+async def test_words_that_every_event_holds_do_not_slow_a_large_world_down(
+    running: RunningKnowledgeBase,
+) -> None:
+    """The planner takes such words for rare; a plan that trusts it needs minutes here."""
+    world = await create_world(running, "Mauk")
+    for start in range(0, 4000, 100):
+        await record(
+            running,
+            world,
+            *(pb.StoryEvent(text=f"tide and wall, entry {n}") for n in range(start, start + 100)),
+        )
+    async with asyncio.timeout(3):
+        found = await recall(running, world, "the tide at the wall, entry 1234")
+    assert found[0].event.text == "tide and wall, entry 1234"
