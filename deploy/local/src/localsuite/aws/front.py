@@ -19,6 +19,7 @@ from localsuite.aws.ecs import EcsApi
 from localsuite.aws.errors import ApiError, not_modelled
 from localsuite.aws.faults import FaultInjector
 from localsuite.aws.launch_templates import LaunchTemplatesApi
+from localsuite.aws.metric_retention import forget_old_observations
 from localsuite.aws.region import Region
 from localsuite.aws.tiers import DEFAULT_CLUSTER
 from localsuite.aws.wire import CallTarget, ServiceWire, call_target
@@ -67,6 +68,8 @@ class LocalAwsFront:
         environ["wsgi.input"] = io.BytesIO(body)
         environ["CONTENT_LENGTH"] = str(len(body))
         answer: Iterable[bytes] = self._moto(environ, start_response)
+        if target is not None and target.operation == "PutMetricData":
+            forget_old_observations(self.region.account_id, self.region.name)
         return answer
 
     def _answer(self, target: CallTarget, request: Request) -> Response | None:

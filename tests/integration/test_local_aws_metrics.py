@@ -1,0 +1,23 @@
+from moto.backends import get_backend
+
+from localsuite.aws.account import boto_client
+from localsuite.aws.metric_retention import OBSERVATIONS_KEPT
+from localsuite.aws.region import Region
+from localsuite.aws.server import LocalAwsServer
+
+
+def test_published_latencies_do_not_fill_the_memory_and_the_newest_can_be_read() -> None:
+    region = Region(seed=1)
+    with LocalAwsServer(region) as server:
+        cloudwatch = boto_client("cloudwatch", server.endpoint)
+        for round_number in range(10):
+            datum = {
+                "MetricName": "InterTokenLatency",
+                "Values": [0.009, 0.016],
+                "Counts": [9_000.0, 1_000.0 + round_number],
+            }
+            cloudwatch.put_metric_data(Namespace="Test/Retention", MetricData=[datum])
+        backend = get_backend("cloudwatch")[region.account_id][region.name]
+        assert OBSERVATIONS_KEPT <= len(backend.metric_data) <= OBSERVATIONS_KEPT * 3 // 2
+        named = cloudwatch.list_metrics(Namespace="Test/Retention")["Metrics"]
+        assert [metric["MetricName"] for metric in named] == ["InterTokenLatency"]
