@@ -25,7 +25,6 @@ from autoscaler.domain.snapshot import InstancePhase
 from autoscaler.domain.tiers import Tier
 from autoscaler.domain.victims import choose_victims
 from autoscaler.proto_codec import (
-    InvalidPageToken,
     decision_to_wire,
     explanation_to_wire,
     filter_from_wire,
@@ -34,6 +33,7 @@ from autoscaler.proto_codec import (
 from autoscaler.testing.builders import START, build_instance, build_policy, build_tier_snapshot
 from gaming.autoscaler.v1 import autoscaler_pb2 as pb
 from gaming.common.v1 import tier_pb2
+from servicekit.paging import InvalidPageToken
 from servicekit.settings import SettingsError, load_settings
 from servicekit.testing import FakeClock
 

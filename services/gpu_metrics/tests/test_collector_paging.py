@@ -3,8 +3,9 @@ import pytest
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
 from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.readings import Tier
-from gpu_metrics.pages import InvalidPageToken, page_of_servers
+from gpu_metrics.pages import page_of_servers
 from gpu_metrics.resume_token import ResumeToken, UnknownResumeToken
+from servicekit.paging import InvalidPageToken
 
 from .builders import NOON, make_report, make_server
 
@@ -23,8 +24,8 @@ def all_pages(hosts: tuple[HostState, ...], tier: Tier | None, size: int) -> lis
     token = ""
     while True:
         page = page_of_servers(hosts, tier=tier, page_size=size, page_token=token)
-        assert len(page.servers) <= size
-        names += [placed.server.server_id for placed in page.servers]
+        assert len(page.items) <= size
+        names += [placed.server.server_id for placed in page.items]
         token = page.next_page_token
         if not token:
             return names
@@ -42,7 +43,7 @@ def test_pages_of_a_tier_hold_its_servers_alone() -> None:
 
 def test_an_empty_fleet_has_one_empty_page() -> None:
     page = page_of_servers((), tier=None, page_size=5, page_token="")
-    assert page.servers == ()
+    assert page.items == ()
     assert page.next_page_token == ""
 
 

@@ -1,21 +1,17 @@
-"""Names, page tokens, request fingerprints and the parameters of recall."""
+"""Names, request fingerprints and the parameters of recall."""
 
 import uuid
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from knowledge_base.domain.errors import (
     InvalidDocument,
     InvalidIdentifier,
-    InvalidPageToken,
     InvalidText,
 )
 from knowledge_base.domain.lore import check_path
 from knowledge_base.domain.memory import NewEvent, RecallParameters
-from knowledge_base.domain.paging import decode_page_token, encode_page_token
 from knowledge_base.domain.requests import fingerprint
 from knowledge_base.domain.text import SHARED_WORLD, check_text, normalise_name, parse_world_id
 
@@ -45,35 +41,6 @@ def test_an_empty_world_id_is_the_shared_world() -> None:
 def test_what_is_no_world_id_is_refused(text: str) -> None:
     with pytest.raises(InvalidIdentifier):
         parse_world_id("world_id", text)
-
-
-@given(st.lists(st.text() | st.integers(), max_size=4))
-def test_page_tokens_come_back_as_they_went(position: list[str | int]) -> None:
-    token = encode_page_token(("list", "filter"), position)
-    kinds = tuple(type(value) for value in position)
-    assert decode_page_token(token, ("list", "filter"), kinds) == position
-
-
-def test_an_empty_page_token_is_the_start() -> None:
-    assert decode_page_token("", ("list",), (str,)) is None
-
-
-@given(st.text(min_size=1))
-def test_other_page_tokens_are_refused(token: str) -> None:
-    with pytest.raises(InvalidPageToken):
-        decode_page_token(token, ("list",), (str,))
-
-
-@pytest.mark.parametrize(
-    ("scope", "kinds"),
-    [(("list", "other filter"), (str,)), (("list", "filter"), (int,)), (("list", "filter"), ())],
-)
-def test_page_tokens_of_another_list_are_refused(
-    scope: tuple[str, ...], kinds: tuple[type, ...]
-) -> None:
-    token = encode_page_token(("list", "filter"), ["name"])
-    with pytest.raises(InvalidPageToken):
-        decode_page_token(token, scope, kinds)
 
 
 def test_fingerprints_tell_methods_and_contents_apart() -> None:

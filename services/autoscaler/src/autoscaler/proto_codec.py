@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from types import MappingProxyType
 
 from google.protobuf.duration_pb2 import Duration
@@ -17,10 +14,9 @@ from autoscaler.domain.policy import LatencySignal, TierPolicy
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import DecisionFilter, TierReport
 from gaming.autoscaler.v1 import autoscaler_pb2 as pb
-from servicekit.errors import InvalidRequest
+from servicekit.paging import decode_page_token, encode_page_token
 
 __all__ = [
-    "InvalidPageToken",
     "decision_to_wire",
     "duration_to_wire",
     "explanation_to_wire",
@@ -53,12 +49,6 @@ _SIGNAL_NAMES = MappingProxyType(
         LatencySignal.FIRST_TOKEN: "time to first token",
     }
 )
-
-
-class InvalidPageToken(InvalidRequest):
-    """The page token is not one of this list."""
-
-    reason = "INVALID_PAGE_TOKEN"
 
 
 def tier_from_wire(tier: int) -> Tier | None:
@@ -164,37 +154,26 @@ def filter_from_wire(request: pb.ListDecisionsRequest) -> DecisionFilter:
     """Return what a list is to hold. Raises InvalidPageToken."""
     start = seconds_of(request.start_time) if request.HasField("start_time") else None
     end = seconds_of(request.end_time) if request.HasField("end_time") else None
+    position = decode_page_token(request.page_token, _list_scope(request), (str,))
     return DecisionFilter(
         tier=tier_from_wire(request.tier),
         changes_only=request.changes_only,
         start_time=start,
         end_time=end,
-        before_id=_position(request) if request.page_token else None,
+        before_id=str(position[0]) if position else None,
     )
 
 
 def page_token(request: pb.ListDecisionsRequest, last_id: str) -> str:
     """Return the token of the page after `last_id` of the same list."""
-    text = json.dumps([last_id, _list_key(request)])
-    return base64.urlsafe_b64encode(text.encode()).decode()
+    return encode_page_token(_list_scope(request), (last_id,))
 
 
-def _position(request: pb.ListDecisionsRequest) -> str:
-    try:
-        last_id, key = json.loads(base64.urlsafe_b64decode(request.page_token.encode()))
-    except (binascii.Error, ValueError, TypeError):
-        last_id, key = "", None
-    if key != _list_key(request) or not isinstance(last_id, str):
-        raise InvalidPageToken(
-            "The page token is not of this list; send the same filters as for the first page."
-        )
-    return last_id
-
-
-def _list_key(request: pb.ListDecisionsRequest) -> str:
+def _list_scope(request: pb.ListDecisionsRequest) -> tuple[str, ...]:
     return (
-        f"{request.tier}/{request.changes_only:d}/"
-        f"{request.start_time.ToNanoseconds()}/{request.end_time.ToNanoseconds()}"
+        "decisions",
+        f"{request.tier}/{request.changes_only:d}",
+        f"{request.start_time.ToNanoseconds()}/{request.end_time.ToNanoseconds()}",
     )
 
 

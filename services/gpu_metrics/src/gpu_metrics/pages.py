@@ -1,21 +1,13 @@
 """Pages of model servers, ordered by server id."""
 
-import base64
-import binascii
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.readings import ModelServerReading, Tier
-from servicekit.errors import FieldViolation, InvalidRequest
+from servicekit.paging import Page, decode_page_token, encode_page_token
 
-__all__ = ["InvalidPageToken", "PlacedServer", "ServerPage", "page_of_servers"]
-
-
-class InvalidPageToken(InvalidRequest):
-    """The page token was not given out for this listing."""
-
-    reason = "INVALID_PAGE_TOKEN"
+__all__ = ["PlacedServer", "page_of_servers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +23,17 @@ class PlacedServer:
         return self.server.server_id, self.state.host.host_id
 
 
-@dataclass(frozen=True, slots=True)
-class ServerPage:
-    """Some servers, and the token of the page after them; empty at the end."""
-
-    servers: tuple[PlacedServer, ...]
-    next_page_token: str
-
-
 def page_of_servers(
     hosts: Iterable[HostState], *, tier: Tier | None, page_size: int, page_token: str
-) -> ServerPage:
+) -> Page[PlacedServer]:
     """Return the page after `page_token` of the servers of a tier, or of all with None.
 
     Servers that come or go between two pages are or are not on them; none is shown twice. Raises
     `InvalidPageToken`.
     """
-    after = _decode(page_token, tier) if page_token else ("", "")
+    scope = ("servers", tier.name if tier else "")
+    position = decode_page_token(page_token, scope, (str, str)) or ("", "")
+    after = (str(position[0]), str(position[1]))
     later = sorted(
         (
             placed
@@ -60,22 +46,4 @@ def page_of_servers(
     )
     page = tuple(later[:page_size])
     more = len(later) > page_size
-    return ServerPage(page, _encode(page[-1].key, tier) if more else "")
-
-
-def _encode(key: tuple[str, str], tier: Tier | None) -> str:
-    text = "\n".join((str(tier.value if tier else 0), *key))
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _decode(token: str, tier: Tier | None) -> tuple[str, str]:
-    try:
-        parts = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode().split("\n")
-    except (binascii.Error, UnicodeError, ValueError):
-        parts = []
-    if len(parts) != 3 or parts[0] != str(tier.value if tier else 0):
-        message = "must be a token that this listing, with the same tier, gave out"
-        raise InvalidPageToken(
-            f"page_token {message}", field_violations=[FieldViolation("page_token", message)]
-        )
-    return parts[1], parts[2]
+    return Page(page, encode_page_token(scope, page[-1].key) if more else "")

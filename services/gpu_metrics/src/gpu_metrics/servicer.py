@@ -93,7 +93,7 @@ class GpuMetricsServicer(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
         )
         now = self._clock.monotonic()
         response = gpu_metrics_pb2.ListServersResponse(next_page_token=page.next_page_token)
-        for placed in page.servers:
+        for placed in page.items:
             listed = response.servers.add(
                 server=wire.server_message(placed.server),
                 host=wire.host_message(placed.state.host),

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 from knowledge_base.domain.concepts import Concept, NewConcept, NewRelationship, Relationship
 from knowledge_base.domain.errors import ConceptNotFound
-from knowledge_base.domain.paging import Page, decode_page_token, encode_page_token
 from knowledge_base.domain.requests import fingerprint
 from knowledge_base.domain.text import check_text, normalise_name
 from knowledge_base.ports import ConceptStore, RequestKey
 from servicekit.clock import Clock
+from servicekit.paging import Page, decode_page_token, encode_page_token
 
 __all__ = ["ConceptBook"]
 

@@ -15,12 +15,12 @@ from knowledge_base.domain.memory import (
     StoryEvent,
     World,
 )
-from knowledge_base.domain.paging import Page, decode_page_token, encode_page_token
 from knowledge_base.domain.requests import Json, fingerprint
 from knowledge_base.domain.text import check_text, normalise_name
 from knowledge_base.ports import Embedder, MemoryStore, RequestKey
 from servicekit.clock import Clock
 from servicekit.errors import Unavailable
+from servicekit.paging import Page, decode_page_token, encode_page_token
 
 __all__ = ["WorldMemory"]
 

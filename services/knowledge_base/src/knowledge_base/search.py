@@ -12,11 +12,11 @@ from knowledge_base.domain.lore import (
     SearchQuery,
     SearchResult,
 )
-from knowledge_base.domain.paging import Page, decode_page_token, encode_page_token
 from knowledge_base.domain.text import check_text
 from knowledge_base.ports import Embedder, LoreStore
 from servicekit.clock import Clock
 from servicekit.errors import Unavailable
+from servicekit.paging import Page, decode_page_token, encode_page_token
 
 __all__ = ["LoreSearch", "SearchAnswer"]
 

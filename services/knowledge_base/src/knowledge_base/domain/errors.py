@@ -4,7 +4,6 @@ InvalidRequest
 ├── InvalidText           a character that cannot be stored
 ├── InvalidDocument       a document that cannot be ingested
 ├── InvalidIdentifier     not a UUID
-├── InvalidPageToken      not from the previous page
 └── RequestIdReused       one request id for two requests
 NotFound
 ├── WorldNotFound
@@ -30,7 +29,6 @@ __all__ = [
     "IngestInProgress",
     "InvalidDocument",
     "InvalidIdentifier",
-    "InvalidPageToken",
     "InvalidText",
     "RequestIdReused",
     "TooManyIngests",
@@ -55,12 +53,6 @@ class InvalidIdentifier(InvalidRequest):
     """An identifier is not a UUID."""
 
     reason = "INVALID_IDENTIFIER"
-
-
-class InvalidPageToken(InvalidRequest):
-    """A page token does not come from the previous page of the same list."""
-
-    reason = "INVALID_PAGE_TOKEN"
 
 
 class RequestIdReused(InvalidRequest):

@@ -1,20 +1,31 @@
-"""Page tokens: opaque to callers, bound to the list they come from."""
+"""Page tokens: opaque to callers, bound to the list they come from and its filters.
+
+A token holds the position of the last item of a page, so that items which come or go between two
+pages move nothing. It is no secret and proves nothing: what it says is checked, not trusted.
+"""
+
+from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from knowledge_base.domain.errors import InvalidPageToken
+from servicekit.errors import FieldViolation, InvalidRequest
 
-__all__ = ["Page", "decode_page_token", "encode_page_token"]
+__all__ = ["InvalidPageToken", "Page", "decode_page_token", "encode_page_token"]
 
 T = TypeVar("T")
 
 Position = Sequence[str | int]
+
+
+class InvalidPageToken(InvalidRequest):
+    """A page token does not come from the previous page of the same list."""
+
+    reason = "INVALID_PAGE_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +50,14 @@ def decode_page_token(
 ) -> list[str | int] | None:
     """Returns the position within `token`, of the given kinds; None for an empty token.
 
-    Raises InvalidPageToken when the token is not one of this list with these filters.
+    Raises:
+        InvalidPageToken: the token is not one of this list with these filters.
     """
     if not token:
         return None
     try:
         decoded = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)).decode())
-    except (ValueError, binascii.Error):
+    except (ValueError, RecursionError):  # not base64, not UTF-8, not JSON, or nested without end
         decoded = None
     if (
         isinstance(decoded, list)
@@ -54,9 +66,12 @@ def decode_page_token(
         and all(type(value) is kind for value, kind in zip(decoded[1:], kinds, strict=True))
     ):
         return decoded[1:]
+    message = (
+        "must be the next_page_token of the previous page, asked for with the same filters; "
+        "leave it empty to start again"
+    )
     raise InvalidPageToken(
-        "page_token must be the next_page_token of the previous page, asked for with the same "
-        "filters; leave it empty to start again."
+        f"page_token {message}.", field_violations=[FieldViolation("page_token", message)]
     )
 
 
