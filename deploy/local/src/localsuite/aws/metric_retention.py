@@ -8,8 +8,8 @@ from moto.backends import get_backend
 
 __all__ = ["OBSERVATIONS_KEPT", "forget_old_observations"]
 
-OBSERVATIONS_KEPT = 50_000
-"""The newest that are kept, about 15 MB."""
+OBSERVATIONS_KEPT = 20_000
+"""The newest that are kept, about 6 MB."""
 
 
 def forget_old_observations(

@@ -1,9 +1,9 @@
 """What players ask the AI for: three kinds of request, one for each tier. Seeded.
 
     kind       tier    the player waits for                        share    patience
-    bark       Gold    a line from a character in the thick of it   62 %       6 s
-    dialogue   Silver  the other side of a conversation             37 %      20 s
-    chronicle  Bronze  an entry in the chronicle of the travels      1 %      60 s
+    bark       Gold    a line from a character in the thick of it   70 %       6 s
+    dialogue   Silver  the other side of a conversation           29.5 %      20 s
+    chronicle  Bronze  an entry in the chronicle of the travels    0.5 %      60 s
 
 When, and how long prompts and answers are, comes from `fleetsim.arrivals`: about 340 tokens in, of
 which the 200 of a tier's instructions are the same every time, and 80 out (half of that for an
@@ -33,7 +33,7 @@ TIER_NAMES: dict[tier_pb2.Tier.ValueType, str] = {
     tier_pb2.TIER_BRONZE: "bronze",
 }
 
-_MIX = TierMix(tiers=("gold", "silver", "bronze"), shares=(0.62, 0.37, 0.01))
+_MIX = TierMix(tiers=("gold", "silver", "bronze"), shares=(0.70, 0.295, 0.005))
 _GREETING_SHARE = 0.10
 _CHARACTERS_PER_TOKEN = 4
 _DRAW_SECONDS = 10.0

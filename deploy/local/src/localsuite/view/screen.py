@@ -226,9 +226,9 @@ def _remarks(picture: SuitePicture, lines: int) -> RenderableType:
 
 
 def _storyteller(picture: SuitePicture, lines: int) -> RenderableType:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(no_wrap=True, style="dim", width=11)
-    table.add_column(overflow="ellipsis", no_wrap=lines < 5)
+    table = Table.grid(padding=(0, 1), expand=True)
+    table.add_column(no_wrap=True, style="dim", min_width=11)
+    table.add_column(overflow="ellipsis", no_wrap=lines < 5, ratio=1)
     if picture.story:
         turn = picture.story[-1]
         table.add_row("player", Text(turn.player, style="italic"))
