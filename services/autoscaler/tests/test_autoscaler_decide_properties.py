@@ -20,6 +20,10 @@ from autoscaler.testing.builders import (
     build_tier_snapshot,
 )
 
+# A busy machine is no reason to fail, so no example has a deadline.
+QUICK = settings(max_examples=50, deadline=None)
+RARELY = settings(max_examples=12, deadline=None)
+
 SETTLED = ControlState(fresh_since=START - 3600)
 
 
@@ -73,6 +77,7 @@ def snapshots(draw: Any) -> TierSnapshot:
 hold: dict[str, Any] = {"expire_time": START + 60, "reason": "test", "set_by": "ops"}
 
 
+@QUICK
 @given(snapshot=snapshots(), maximum=st.integers(0, 30))
 def test_more_is_never_asked_for_than_is_allowed(snapshot: TierSnapshot, maximum: Any) -> None:
     policy = build_policy(minimum=0, maximum=maximum)
@@ -86,6 +91,7 @@ def test_more_is_never_asked_for_than_is_allowed(snapshot: TierSnapshot, maximum
         assert decision.plan.group_desired <= snapshot.group_maximum
 
 
+@QUICK
 @given(snapshot=snapshots())
 def test_stale_inputs_never_lower_a_tier(snapshot: TierSnapshot) -> None:
     stale = replace(snapshot, demand_age_seconds=1_000.0, override=None)
@@ -94,6 +100,7 @@ def test_stale_inputs_never_lower_a_tier(snapshot: TierSnapshot) -> None:
     assert decision.plan.drain_instance_ids == ()
 
 
+@QUICK
 @given(snapshot=snapshots())
 def test_without_the_database_nothing_is_ever_taken_away(snapshot: TierSnapshot) -> None:
     away = replace(snapshot, database_reachable=False)
@@ -102,6 +109,7 @@ def test_without_the_database_nothing_is_ever_taken_away(snapshot: TierSnapshot)
     assert decision.plan.drain_instance_ids == ()
 
 
+@QUICK
 @given(snapshot=snapshots())
 def test_the_group_is_never_set_below_its_live_instances(snapshot: TierSnapshot) -> None:
     decision, _ = decide(snapshot, SETTLED, build_policy(), START)
@@ -109,6 +117,7 @@ def test_the_group_is_never_set_below_its_live_instances(snapshot: TierSnapshot)
         assert decision.plan.group_desired >= min(len(snapshot.instances), snapshot.group_desired)
 
 
+@QUICK
 @given(snapshot=snapshots())
 def test_only_servers_that_stay_are_drained_and_only_draining_ones_resumed(
     snapshot: TierSnapshot,
@@ -121,6 +130,7 @@ def test_only_servers_that_stay_are_drained_and_only_draining_ones_resumed(
     assert len(set(decision.plan.drain_instance_ids)) == len(decision.plan.drain_instance_ids)
 
 
+@QUICK
 @given(snapshot=snapshots())
 def test_ready_servers_never_fall_below_what_remains_asked_for(snapshot: TierSnapshot) -> None:
     calm = replace(
@@ -133,6 +143,7 @@ def test_ready_servers_never_fall_below_what_remains_asked_for(snapshot: TierSna
     assert left >= min(len(calm.ready), decision.desired)
 
 
+@QUICK
 @given(
     low=st.integers(0, 150_000),
     more=st.integers(0, 150_000),
@@ -153,6 +164,7 @@ def test_more_demand_never_asks_for_fewer_servers(
     assert greater.desired >= less.desired
 
 
+@QUICK
 @given(tokens=st.integers(0, 300_000), pending=st.integers(0, 30), ready=st.integers(0, 10))
 def test_pending_servers_count_once(tokens: Any, pending: Any, ready: Any) -> None:
     """Asking again while servers start changes nothing: the answer depends on the demand."""
@@ -170,7 +182,7 @@ def test_pending_servers_count_once(tokens: Any, pending: Any, ready: Any) -> No
     assert decision.desired == min(max(ready + pending, need), some.group_maximum)
 
 
-@settings(max_examples=25, deadline=None)
+@RARELY
 @given(tokens=st.integers(0, 120_000), servers=st.integers(0, 20))
 def test_constant_load_comes_to_rest_and_stays_there(tokens: Any, servers: Any) -> None:
     policy = build_policy()
@@ -187,12 +199,14 @@ def test_constant_load_comes_to_rest_and_stays_there(tokens: Any, servers: Any) 
     assert ups_after_downs == []
 
 
+@QUICK
 @given(snapshot=snapshots())
 def test_the_same_input_gives_the_same_decision(snapshot: TierSnapshot) -> None:
     policy = build_policy()
     assert decide(snapshot, SETTLED, policy, START) == decide(snapshot, SETTLED, policy, START)
 
 
+@QUICK
 @given(snapshot=snapshots())
 def test_every_decision_can_be_explained(snapshot: TierSnapshot) -> None:
     policy = build_policy()

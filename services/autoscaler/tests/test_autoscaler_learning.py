@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.domain.estimates import Estimates, moved, observe
@@ -116,6 +116,7 @@ def test_chance_is_not_taken_for_a_trend() -> None:
     assert need.arrivals_forecast == pytest.approx(need.arrivals_now)
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     previous=st.none() | st.floats(0, 1e6),
     sample=st.floats(0, 1e6),
@@ -129,6 +130,7 @@ def test_an_average_lies_between_what_it_was_and_the_sample(
     assert min(start, sample) - 1e-6 <= after <= max(start, sample) + 1e-6
 
 
+@settings(max_examples=50, deadline=None)
 @given(pace=st.sampled_from([1.0, 5.0, 30.0]))
 def test_the_pace_of_looking_changes_nothing(pace: Any) -> None:
     value, now = 0.0, 0.0

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.adapters.decision_json import record_from_json, record_to_json
@@ -112,6 +112,7 @@ def test_victims_are_those_that_are_missed_least() -> None:
     assert order == ["i-0007", "i-0006", "i-0005", "i-0004", "i-0003", "i-0002", "i-0001"]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2**47), st.integers(0, 4095)), min_size=2))
 def test_decision_ids_ascend_in_time_and_counter(moments: Any) -> None:
     ids = [decision_id(at, counter, 12345) for at, counter in sorted(moments)]
