@@ -26,8 +26,8 @@ from knowledge_base.adapters.postgres_lore import PostgresLore
 from knowledge_base.adapters.schema import migrate_schema
 from knowledge_base.config import DatabaseSettings, EmbeddingSettings
 from knowledge_base.domain.lore import RankingParameters, SearchMode, SearchQuery, SearchResult
+from knowledge_base.embedding_cache import EmbeddingCache
 from knowledge_base.ingest import LoreIngest
-from knowledge_base.query_cache import QueryCache
 from knowledge_base.testing import SERVICE_ROLE, service_url
 from localsuite.postgres import EmbeddedPostgres
 from servicekit.clock import SystemClock
@@ -102,7 +102,9 @@ def sections_of(results: Sequence[SearchResult]) -> tuple[Section, ...]:
 class Searcher:
     """Asks every question in one way."""
 
-    def __init__(self, lore: PostgresLore, embedder: QueryCache, questions: list[Question]) -> None:
+    def __init__(
+        self, lore: PostgresLore, embedder: EmbeddingCache, questions: list[Question]
+    ) -> None:
         self._lore = lore
         self._embedder = embedder
         self._questions = questions
@@ -162,7 +164,7 @@ async def measure(owner_url: str, *, sweep: bool) -> None:
     )
     cache = load_settings(EmbeddingSettings, {}).model_cache_directory.expanduser()
     async with OnnxEmbedder.from_package(cache) as model, connect(settings) as database:
-        embedder = QueryCache(model, 1000)
+        embedder = EmbeddingCache(model, 1000)
         lore = PostgresLore(database, SystemClock(), lock_wait_seconds=1.0)
         ingest = LoreIngest(lore, embedder, SystemClock())
         started = SystemClock().monotonic()

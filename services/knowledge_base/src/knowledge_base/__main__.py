@@ -26,10 +26,10 @@ from knowledge_base.config import (
     ModelSettings,
     RankingSettings,
 )
+from knowledge_base.embedding_cache import EmbeddingCache
 from knowledge_base.ingest import LoreIngest
 from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder
-from knowledge_base.query_cache import QueryCache
 from knowledge_base.search import LoreSearch
 from knowledge_base.servicer import KnowledgeBaseServicer
 from servicekit.clock import Clock
@@ -47,7 +47,7 @@ async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> Non
             stored.migration_database_url, stored.database_url, stored.service_role
         )
     async with AsyncExitStack() as stack:
-        embedder = QueryCache(
+        embedder = EmbeddingCache(
             await stack.enter_async_context(await _open_embedder(settings.embedding)),
             settings.embedding.query_cache_size,
         )
