@@ -1,4 +1,5 @@
 from moto.backends import get_backend
+from moto.cloudwatch.models import MetricDatum
 
 from localsuite.aws.account import boto_client
 from localsuite.aws.metric_retention import OBSERVATIONS_KEPT
@@ -20,3 +21,4 @@ def test_published_latencies_do_not_fill_the_memory() -> None:
         backend = get_backend("cloudwatch")[region.account_id][region.name]
         assert OBSERVATIONS_KEPT <= len(backend.metric_data) <= OBSERVATIONS_KEPT * 3 // 2
         assert backend.metric_data[-1].value == 0.016
+        assert MetricDatum.instances_tracked == []
