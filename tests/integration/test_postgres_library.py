@@ -274,3 +274,8 @@ async def answer(pool: asyncpg.Pool) -> object:
             return await pool.fetchval("SELECT 1")
     except DatabaseAway:
         return None
+
+
+def test_a_driver_confused_by_a_killed_server_is_an_absent_database() -> None:
+    with pytest.raises(DatabaseAway), database_errors():
+        raise asyncpg.InternalClientError("got result for unknown protocol state 0")

@@ -115,6 +115,15 @@ class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # asyncpg ships no type
         return super().acquire(timeout=_ACQUIRE_SECONDS if timeout is None else timeout)
 
 
+_UNREACHABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+
 @asynccontextmanager
 async def open_pool(
     url: str,
@@ -164,14 +173,14 @@ async def open_pool(
             try:
                 async with pool.acquire():
                     pass
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except _UNREACHABLE:
                 log.warning("database_away_at_start", application=application_name)
         yield pool
     finally:
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await pool.close()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except _UNREACHABLE:
             pool.terminate()
 
 
@@ -196,6 +205,10 @@ def database_errors() -> Iterator[None]:
         if not isinstance(error, ValueError) and any(word in str(error) for word in _CLOSED_WORDS):
             raise _away() from error
         raise
+    except asyncpg.InternalClientError as error:
+        # asyncpg resets a connection before it has noticed that the server died in the middle of a
+        # statement, and then complains about its own state instead of the lost connection.
+        raise _away() from error
     except (OSError, TimeoutError) as error:
         raise _away() from error
 

@@ -14,16 +14,10 @@ __all__ = ["store_errors"]
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn an unreachable database, and one whose schema is not there yet, into DatabaseAway.
-
-    A server killed in the middle of a statement can leave the driver in a state that it reports as
-    an internal error of its own; the pool drops that connection.
-    """
+    """Turn an unreachable database, and one whose schema is not there yet, into DatabaseAway."""
     try:
         with database_errors():
             yield
-    except asyncpg.InternalClientError as error:
-        raise DatabaseAway("The database cannot be reached; try again in a moment.") from error
     except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError) as error:
         raise DatabaseAway(
             "The journal is still being set up; try again in a moment.", retry_after_seconds=1.0

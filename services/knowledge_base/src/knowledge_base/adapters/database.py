@@ -16,7 +16,7 @@ from knowledge_base.domain.errors import (
     WorldNotFound,
 )
 from servicekit.errors import ServiceError
-from servicekit.postgres import DatabaseAway, database_errors, load_queries, open_pool
+from servicekit.postgres import database_errors, load_queries, open_pool
 
 __all__ = [
     "QUERIES",
@@ -74,16 +74,9 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """Lends a connection; errors inside become those of this class."""
-        try:
-            with _caller_errors(), database_errors():
-                async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
-                    yield connection
-        except asyncpg.InternalClientError as error:
-            # asyncpg resets a connection before it has noticed that the server died during the
-            # statement, and then complains about its own state instead of the lost connection.
-            raise DatabaseAway(
-                "The connection to the database was lost; try again in a moment."
-            ) from error
+        with _caller_errors(), database_errors():
+            async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
+                yield connection
 
 
 def open_database(
