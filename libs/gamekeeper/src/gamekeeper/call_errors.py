@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
 
 import grpc
 import grpc.aio
-from google.rpc import error_details_pb2, status_pb2
+
+from servicekit.failure_details import failure_details
 
 __all__ = ["CallFailed", "calls_to"]
 
-_STATUS_DETAILS = "grpc-status-details-bin"
 _AWAY = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -38,27 +37,16 @@ class CallFailed(Exception):
         self.service = service
         self.code = error.code()
         self.message = error.details() or error.code().name
-        self.reason = ""
-        self.metadata: Mapping[str, str] = MappingProxyType({})
-        self.retry_after_seconds: float | None = None
+        told = failure_details(error)
+        self.reason = told.reason
+        self.metadata = told.metadata
+        self.retry_after_seconds = told.retry_after_seconds
         super().__init__(f"{service}: {self.code.name}: {self.message}")
-        for key, value in error.trailing_metadata() or ():
-            if key == _STATUS_DETAILS and isinstance(value, bytes):
-                self._read(status_pb2.Status.FromString(value))
 
     @property
     def is_away(self) -> bool:
         """Whether the service is unreachable, too slow or too busy, rather than refusing."""
         return self.code in _AWAY
-
-    def _read(self, status: status_pb2.Status) -> None:
-        info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-        for detail in status.details:
-            if detail.Unpack(info):
-                self.reason = info.reason
-                self.metadata = MappingProxyType(dict(info.metadata))
-            elif detail.Unpack(retry):
-                self.retry_after_seconds = retry.retry_delay.ToTimedelta().total_seconds()
 
 
 @contextmanager

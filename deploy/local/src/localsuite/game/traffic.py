@@ -14,18 +14,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 import structlog
-from google.rpc import error_details_pb2, status_pb2
 
 from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
 from localsuite.game.feed import GameSample, TierSample
 from localsuite.game.requests import TIER_NAMES, PlayerRequest
 from localsuite.game.tally import Answer, TierTally
+from servicekit.failure_details import failure_details
 
 __all__ = ["Traffic", "error_reason"]
 
 log = structlog.get_logger(__name__)
 
-_STATUS_DETAILS = "grpc-status-details-bin"
 _WINDOW_SECONDS = 10.0
 # Reasons that mean "not now, for lack of capacity": the suite turned the request away on purpose.
 _SHED_CODES = {grpc.StatusCode.RESOURCE_EXHAUSTED}
@@ -128,14 +127,7 @@ class BrokenAnswerError(Exception):
 
 def error_reason(error: grpc.aio.AioRpcError) -> str:
     """Returns the reason the server gave (google.rpc.ErrorInfo), or the status code's name."""
-    for key, value in error.trailing_metadata() or ():
-        if key != _STATUS_DETAILS or not isinstance(value, bytes):
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info = error_details_pb2.ErrorInfo()
-            if detail.Unpack(info):
-                return str(info.reason)
-    return error.code().name
+    return failure_details(error).reason or error.code().name
 
 
 def _sample(tally: TierTally, now: float) -> TierSample:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import grpc
-from google.rpc import error_details_pb2, status_pb2
+
+from servicekit.failure_details import failure_details
 
 __all__ = ["EXIT_CODES", "Failure", "explain_failure"]
-
-_STATUS_DETAILS = "grpc-status-details-bin"
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -68,11 +67,11 @@ def explain_failure(error: grpc.aio.AioRpcError, *, service: str, address: str) 
     """Returns what the error of a call to `service` at `address` means."""
     code = error.code()
     details = error.details() or ""
-    info, violations, retry_seconds = _rich_details(error)
+    told = failure_details(error)
     exit_code = _EXITS.get(code, EXIT_FAILED)
     sentence = details.rstrip(".") or code.name
     advice = ""
-    if code is grpc.StatusCode.UNAVAILABLE and not info:
+    if code is grpc.StatusCode.UNAVAILABLE and not told.reason:
         sentence = f"{service} cannot be reached at {address}"
         advice = (
             "start the suite with `gamekeeper up`, or name the address with "
@@ -82,31 +81,10 @@ def explain_failure(error: grpc.aio.AioRpcError, *, service: str, address: str) 
         sentence = f"what listens at {address} is not {service}"
         advice = f"name the right address with --{service.replace('_', '-')} HOST:PORT"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        sentence = sentence if info else f"{service} at {address} did not answer in time"
+        sentence = sentence if told.reason else f"{service} at {address} did not answer in time"
         advice = "try again, or allow more with --timeout SECONDS"
-    elif violations:
-        advice = "; ".join(violations)
-    elif retry_seconds is not None:
-        advice = f"try again in {retry_seconds:g} s"
-    return Failure(sentence, advice, info, code.name, exit_code)
-
-
-def _rich_details(error: grpc.aio.AioRpcError) -> tuple[str, list[str], float | None]:
-    """Picks reason, field violations and pause out of google.rpc.Status, where there is one."""
-    reason, violations, retry_seconds = "", [], None
-    for key, value in error.trailing_metadata() or ():
-        if key != _STATUS_DETAILS or not isinstance(value, bytes):
-            continue
-        for detail in status_pb2.Status.FromString(value).details:
-            info = error_details_pb2.ErrorInfo()
-            request = error_details_pb2.BadRequest()
-            retry = error_details_pb2.RetryInfo()
-            if detail.Unpack(info):
-                reason = info.reason
-            elif detail.Unpack(request):
-                violations += [
-                    f"{each.field}: {each.description}" for each in request.field_violations
-                ]
-            elif detail.Unpack(retry):
-                retry_seconds = retry.retry_delay.ToTimedelta().total_seconds()
-    return reason, violations, retry_seconds
+    elif told.field_violations:
+        advice = "; ".join(f"{each.field}: {each.description}" for each in told.field_violations)
+    elif told.retry_after_seconds is not None:
+        advice = f"try again in {told.retry_after_seconds:g} s"
+    return Failure(sentence, advice, told.reason, code.name, exit_code)
