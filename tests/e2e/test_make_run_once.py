@@ -63,7 +63,7 @@ def evening(data_directory: Path) -> dict[str, Any]:
         shutil.copy(ROOT / "services" / "knowledge_base" / "lore" / name, lore / name)
     run = start(
         data_directory,
-        *("--once", "--players", "60", "--duration-seconds", "40", "--seed", "7"),
+        *("--once", "--players", "300", "--duration-seconds", "40", "--seed", "7"),
         *("--lore", str(lore)),
     )
     output, _ = run.communicate(timeout=260)

@@ -6,7 +6,7 @@ take gigabytes.
 """
 
 from moto.backends import get_backend
-from moto.cloudwatch.models import Dimension, MetricAggregatedDatum, MetricDatum
+from moto.cloudwatch.models import MetricAggregatedDatum, MetricDatum
 
 __all__ = ["OBSERVATIONS_KEPT", "forget_old_observations"]
 
@@ -22,5 +22,5 @@ def forget_old_observations(
     # Cut in larger steps than one call adds, so that most calls move nothing.
     if len(observations) > keep * 5 // 4:
         del observations[:-keep]
-    for tracked in (MetricDatum, MetricAggregatedDatum, Dimension):
+    for tracked in (MetricDatum, MetricAggregatedDatum):
         tracked.instances_tracked.clear()
