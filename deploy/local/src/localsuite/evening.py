@@ -16,15 +16,11 @@ from localsuite.supervision.child import ChildProcess, ChildSpec, describe_exit,
 from localsuite.timing import Evening
 from localsuite.view.live import View
 
-__all__ = ["GameEndedEarlyError", "play_evening"]
+__all__ = ["play_evening"]
 
 _RECORD_SECONDS = 0.5
 # After the last player has left, until capacity has come down: production seconds.
 _AFTERMATH_SECONDS = 420.0
-
-
-class GameEndedEarlyError(Exception):
-    """The game's process ended before it told its final count; the text says how."""
 
 
 @dataclass(slots=True)

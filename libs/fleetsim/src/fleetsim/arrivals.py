@@ -21,10 +21,7 @@ from numpy.typing import NDArray
 from fleetsim.players import PlayerCurve
 from fleetsim.token_lengths import GAME_DIALOGUE, TokenLengths
 
-__all__ = ["SERVEGEN_INDEX_OF_DISPERSION", "ArrivalBatch", "ArrivalProcess", "TierMix"]
-
-SERVEGEN_INDEX_OF_DISPERSION = 7.3
-"""How bursty one large production service was (see above)."""
+__all__ = ["ArrivalBatch", "ArrivalProcess", "TierMix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +67,6 @@ class ArrivalProcess:
     window_seconds: float = 10.0
     lengths: TokenLengths = GAME_DIALOGUE
     mix: TierMix = TierMix()
-
-    def expected_rate(self, seconds: float) -> float:
-        """Return the mean requests per second at one time."""
-        return float(self.players.players_at(seconds)) * self.requests_per_player_per_second
 
     def draw(self, rng: np.random.Generator, start: float, end: float) -> ArrivalBatch:
         """Draw every request in [start, end). The same generator state gives the same requests."""

@@ -79,7 +79,3 @@ class Recording:
             return None
         cost = sum(moment.cost_usd_per_hour for moment in self.moments)
         return cost / players * HOURS_PER_MONTH
-
-    def most_servers(self, tier: str) -> int:
-        """The most servers of a tier that were ready at once."""
-        return max((moment.tiers[tier].ready for moment in self.moments), default=0)
