@@ -77,6 +77,11 @@ class SuitePlan:
         # Tells whose a process is, whatever its command line.
         self._of_this_run = {"GAMEKEEPER_RUN": str(os.getpid())}
 
+    @property
+    def database_directory(self) -> Path:
+        """Where the database lies; known once it has started."""
+        return self._postgres.location
+
     def add_components(self, supervisor: Supervisor) -> None:
         """Adds everything but the game, each after what it needs to start."""
         supervisor.add(PostgresComponent(self._postgres, ("autoscaler", "knowledge_base")))

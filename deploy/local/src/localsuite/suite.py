@@ -126,6 +126,9 @@ class Suite:
                 self._start_seconds = time.monotonic() - started
                 self._console.print(f"[green]all healthy after {self._start_seconds:.1f} s[/green]")
                 self._is_up = True
+                if self._plan.database_directory != self._data.postgres:
+                    # As root another account runs it, which cannot enter every directory.
+                    self._console.print(f"the database lies in {self._plan.database_directory}")
                 self._data.publish_addresses(self._addresses())
                 yield
         finally:
