@@ -59,11 +59,7 @@ async def _cause(
                     f"{aws_url}/_local/{action}", json={"instance_id": host_id}
                 ) as response:
                     if response.ok:
-                        how = (
-                            "Spot host is called back"
-                            if spot
-                            else "host is killed, model server and all"
-                        )
+                        how = "Spot host is called back" if spot else "host dies, server and all"
                         tell(f"{tier} {how}: {host_id}")
                         return
             except (TimeoutError, aiohttp.ClientError):
