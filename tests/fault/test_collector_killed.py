@@ -5,7 +5,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterable, AsyncIterator
@@ -19,6 +18,7 @@ from gpu_metrics.adapters.collector_link import CollectorLink
 from gpu_metrics.adapters.configured_host import ConfiguredHost
 from gpu_metrics.agent import Agent
 from gpu_metrics.domain.readings import Host, ModelServerReading, Tier
+from localsuite.ports import free_ports
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.telemetry import Telemetry
@@ -75,12 +75,6 @@ class Collector:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             await asyncio.to_thread(self._process.wait, 20)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager
@@ -156,8 +150,9 @@ class Mirror:
 
 
 async def test_a_killed_collectors_successor_has_the_fleet_again(tmp_path: Path) -> None:
-    killed = Collector(free_port(), tmp_path / "killed.log")
-    other = Collector(free_port(), tmp_path / "other.log")
+    killed_port, other_port = free_ports(2)
+    killed = Collector(killed_port, tmp_path / "killed.log")
+    other = Collector(other_port, tmp_path / "other.log")
     try:
         await asyncio.gather(killed.start(), other.start())
         async with (

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from localsuite._postgres_errors import (
 from localsuite._postgres_install import Account, Installation
 from localsuite._postgres_processes import live_processes, read_postmaster_file, wait_until_gone
 
-__all__ = ["Postmaster", "Programs", "free_port", "plain_environment", "port_taken"]
+__all__ = ["Postmaster", "Programs", "plain_environment"]
 
 _LOG_ROTATION_BYTES = 4 * 1024 * 1024
 _LOG_EXCERPT_LINES = 12
@@ -221,24 +220,6 @@ def plain_environment(additions: Mapping[str, str] | None = None) -> dict[str, s
         "TZ": "UTC",
         **(additions or {}),
     }
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def port_taken(port: int) -> bool:
-    """True when `port` on 127.0.0.1 cannot be listened on."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
 
 
 def _wait_until_ready(

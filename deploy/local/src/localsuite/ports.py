@@ -1,4 +1,4 @@
-"""Which ports a run uses, and who has one of them already."""
+"""TCP ports on 127.0.0.1: free ones, which a run uses, and who has one of them already."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import psutil
 
-__all__ = ["PortInUseError", "Ports", "choose_ports"]
+__all__ = ["PortInUseError", "Ports", "choose_ports", "free_ports", "port_taken"]
 
 
 class PortInUseError(Exception):
@@ -40,10 +40,10 @@ def choose_ports(base: int) -> Ports:
     """
     names = [field.name for field in fields(Ports)]
     if base == 0:
-        return Ports(*_free_ports(len(names)))
+        return Ports(*free_ports(len(names)))
     ports = {name: base + offset for offset, name in enumerate(names, start=1)}
     for name, port in ports.items():
-        if _taken(port):
+        if port_taken(port):
             raise PortInUseError(
                 f"port {port} ({name}) is in use{_user_of(port)}; stop that, or start with "
                 f"--port-base {_suggestion(base, len(names))}"
@@ -51,7 +51,8 @@ def choose_ports(base: int) -> Ports:
     return Ports(**ports)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Returns different ports that nobody listened on a moment ago."""
     with contextlib.ExitStack() as held:
         ports = []
         for _ in range(count):
@@ -61,7 +62,8 @@ def _free_ports(count: int) -> list[int]:
         return ports
 
 
-def _taken(port: int) -> bool:
+def port_taken(port: int) -> bool:
+    """Returns whether `port` cannot be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -87,6 +89,6 @@ def _user_of(port: int) -> str:
 
 def _suggestion(base: int, count: int) -> int:
     for candidate in range(base + 1000, 64_000, 1000):
-        if not any(_taken(candidate + offset) for offset in range(1, count + 1)):
+        if not any(port_taken(candidate + offset) for offset in range(1, count + 1)):
             return candidate
     return 0

@@ -48,12 +48,11 @@ from localsuite._postgres_install import Account, Installation, choose_account, 
 from localsuite._postgres_launch import (
     Postmaster,
     Programs,
-    free_port,
     plain_environment,
-    port_taken,
 )
 from localsuite._postgres_processes import live_processes, read_postmaster_file, wait_until_gone
 from localsuite._postgres_settings import LOCAL_SETTINGS, NOT_DURABLE, configuration_text
+from localsuite.ports import free_ports, port_taken
 
 __all__ = [
     "AccountError",
@@ -438,7 +437,7 @@ class EmbeddedPostgres:
         configuration.chmod(0o644)
         attempts = 1 if self._port is not None else _PORT_ATTEMPTS
         for attempt in range(1, attempts + 1):
-            port = self._port or free_port()
+            port = self._port or free_ports(1)[0]
             started = time.monotonic()
             try:
                 self._postmaster = Postmaster.launch(
