@@ -22,7 +22,7 @@ examples:
   make run ARGS="--port-base 51000"                when a port is in use
 
 exit codes: 0 all held · 1 something did not hold, see the report · 2 wrong option, port in use,
-or data directory in use · 130 stopped by Ctrl-C before the report
+or data directory in use · 130 stopped before the report of --once
 """
 
 
