@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -12,32 +12,16 @@ import pytest
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from knowledge_base.testing import (
     RunningKnowledgeBase,
-    empty_database,
     failure_of,
     serve_knowledge_base,
 )
-from localsuite.postgres import EmbeddedPostgres
 
 TIMEOUT_SECONDS = 20
 
 
-@pytest.fixture(scope="module")
-def migrated_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    postgres_server.create_database("knowledge_base_concepts")
-    yield postgres_server.url("knowledge_base_concepts")
-    postgres_server.drop_database("knowledge_base_concepts")
-
-
 @pytest.fixture
-async def postgres_database(migrated_database: str) -> str:
-    """The module's database without contents: quicker than a new one for each test."""
-    await empty_database(migrated_database)
-    return migrated_database
-
-
-@pytest.fixture
-async def running(postgres_database: str) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(postgres_database) as running:
+async def running(knowledge_base_database: str) -> AsyncIterator[RunningKnowledgeBase]:
+    async with serve_knowledge_base(knowledge_base_database) as running:
         yield running
 
 

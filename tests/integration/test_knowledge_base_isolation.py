@@ -1,7 +1,7 @@
 """The database itself keeps worlds apart, whatever a statement of the service asks for."""
 
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import asyncpg
@@ -15,7 +15,6 @@ from knowledge_base.config import DatabaseSettings
 from knowledge_base.ports import RequestKey
 from knowledge_base.testing import (
     RunningKnowledgeBase,
-    empty_database,
     serve_knowledge_base,
     service_url,
 )
@@ -35,32 +34,18 @@ WORLD_TABLES = (
 )
 
 
-@pytest.fixture(scope="module")
-def migrated_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    postgres_server.create_database("knowledge_base_isolation")
-    yield postgres_server.url("knowledge_base_isolation")
-    postgres_server.drop_database("knowledge_base_isolation")
-
-
 @pytest.fixture
-async def postgres_database(migrated_database: str) -> str:
-    """The module's database without contents: quicker than a new one for each test."""
-    await empty_database(migrated_database)
-    return migrated_database
-
-
-@pytest.fixture
-async def running(postgres_database: str) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(postgres_database) as running:
+async def running(knowledge_base_database: str) -> AsyncIterator[RunningKnowledgeBase]:
+    async with serve_knowledge_base(knowledge_base_database) as running:
         yield running
 
 
 @pytest.fixture
 async def service(
-    running: RunningKnowledgeBase, postgres_database: str
+    running: RunningKnowledgeBase, knowledge_base_database: str
 ) -> AsyncIterator[asyncpg.Connection]:
     """A connection with the service's rights and nothing of its code."""
-    connection = await asyncpg.connect(service_url(postgres_database))
+    connection = await asyncpg.connect(service_url(knowledge_base_database))
     yield connection
     await connection.close()
 
@@ -261,24 +246,26 @@ async def test_every_unique_key_of_a_world_table_begins_with_the_world(
         assert "(world_id" in row["definition"], row["definition"]
 
 
-async def test_the_service_refuses_to_work_as_an_owner(postgres_database: str) -> None:
+async def test_the_service_refuses_to_work_as_an_owner(knowledge_base_database: str) -> None:
     await migrate_schema(
-        postgres_database, service_url(postgres_database), "knowledge_base_service"
+        knowledge_base_database, service_url(knowledge_base_database), "knowledge_base_service"
     )
-    settings = load_settings(DatabaseSettings, {"KNOWLEDGE_BASE_DATABASE_URL": postgres_database})
+    settings = load_settings(
+        DatabaseSettings, {"KNOWLEDGE_BASE_DATABASE_URL": knowledge_base_database}
+    )
     with pytest.raises(SettingsError, match="superuser"):
         async with connect(settings):
             pass
 
 
 async def test_the_service_refuses_a_database_without_its_schema(
-    running: RunningKnowledgeBase, postgres_database: str
+    running: RunningKnowledgeBase, knowledge_base_database: str
 ) -> None:
-    owner = await asyncpg.connect(postgres_database)
+    owner = await asyncpg.connect(knowledge_base_database)
     await owner.execute("DROP SCHEMA knowledge_base CASCADE")
     await owner.close()
     settings = load_settings(
-        DatabaseSettings, {"KNOWLEDGE_BASE_DATABASE_URL": service_url(postgres_database)}
+        DatabaseSettings, {"KNOWLEDGE_BASE_DATABASE_URL": service_url(knowledge_base_database)}
     )
     with pytest.raises(SettingsError, match="migrate"):
         async with connect(settings):

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
@@ -13,30 +13,14 @@ from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from knowledge_base.testing import (
     HashEmbedder,
     RunningKnowledgeBase,
-    empty_database,
     failure_of,
     serve_knowledge_base,
 )
-from localsuite.postgres import EmbeddedPostgres
 
 TIMEOUT_SECONDS = 20
 
 WALL = "# The Wall\n\nWardens keep nine lamps.\n\n## Breach\n\nThe sea came in at Quern.\n"
 BELL = "# The Bell\n\nOttoline cast a bell.\n"
-
-
-@pytest.fixture(scope="module")
-def migrated_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    postgres_server.create_database("knowledge_base_lore")
-    yield postgres_server.url("knowledge_base_lore")
-    postgres_server.drop_database("knowledge_base_lore")
-
-
-@pytest.fixture
-async def postgres_database(migrated_database: str) -> str:
-    """The module's database without contents: quicker than a new one for each test."""
-    await empty_database(migrated_database)
-    return migrated_database
 
 
 @pytest.fixture
@@ -46,9 +30,9 @@ def embedder() -> HashEmbedder:
 
 @pytest.fixture
 async def running(
-    postgres_database: str, embedder: HashEmbedder
+    knowledge_base_database: str, embedder: HashEmbedder
 ) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(postgres_database, embedder=embedder) as running:
+    async with serve_knowledge_base(knowledge_base_database, embedder=embedder) as running:
         yield running
 
 
@@ -282,9 +266,9 @@ async def test_ingests_of_one_collection_follow_each_other(running: RunningKnowl
     assert len({result.text.split()[-1] for result in found}) == 1  # one ingest won whole
 
 
-async def test_an_ingest_waits_for_another_one_only_so_long(postgres_database: str) -> None:
+async def test_an_ingest_waits_for_another_one_only_so_long(knowledge_base_database: str) -> None:
     async with serve_knowledge_base(
-        postgres_database, KNOWLEDGE_BASE_INGEST_LOCK_WAIT_SECONDS="0"
+        knowledge_base_database, KNOWLEDGE_BASE_INGEST_LOCK_WAIT_SECONDS="0"
     ) as running:
         release = asyncio.Event()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,28 +16,12 @@ from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from knowledge_base.testing import (
     HashEmbedder,
     RunningKnowledgeBase,
-    empty_database,
     failure_of,
     serve_knowledge_base,
 )
-from localsuite.postgres import EmbeddedPostgres
 from servicekit.testing import FakeClock
 
 TIMEOUT_SECONDS = 20
-
-
-@pytest.fixture(scope="module")
-def migrated_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
-    postgres_server.create_database("knowledge_base_worlds")
-    yield postgres_server.url("knowledge_base_worlds")
-    postgres_server.drop_database("knowledge_base_worlds")
-
-
-@pytest.fixture
-async def postgres_database(migrated_database: str) -> str:
-    """The module's database without contents: quicker than a new one for each test."""
-    await empty_database(migrated_database)
-    return migrated_database
 
 
 @pytest.fixture
@@ -52,9 +36,11 @@ def embedder() -> HashEmbedder:
 
 @pytest.fixture
 async def running(
-    postgres_database: str, embedder: HashEmbedder, clock: FakeClock
+    knowledge_base_database: str, embedder: HashEmbedder, clock: FakeClock
 ) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(postgres_database, embedder=embedder, clock=clock) as running:
+    async with serve_knowledge_base(
+        knowledge_base_database, embedder=embedder, clock=clock
+    ) as running:
         yield running
 
 
@@ -336,10 +322,10 @@ async def test_recall_finds_what_fits(running: RunningKnowledgeBase) -> None:
 
 
 async def test_recency_counts_in_story_time_and_importance_counts(
-    postgres_database: str, clock: FakeClock
+    knowledge_base_database: str, clock: FakeClock
 ) -> None:
     async with serve_knowledge_base(
-        postgres_database, clock=clock, KNOWLEDGE_BASE_RECENCY_HALF_LIFE_HOURS="24"
+        knowledge_base_database, clock=clock, KNOWLEDGE_BASE_RECENCY_HALF_LIFE_HOURS="24"
     ) as running:
         world = await create_world(running, "Mauk")
         latest = datetime(462, 5, 1, tzinfo=UTC)
@@ -452,10 +438,10 @@ ANALYZE;
 
 
 async def test_words_that_every_event_holds_do_not_slow_a_large_world_down(
-    running: RunningKnowledgeBase, migrated_database: str
+    running: RunningKnowledgeBase, knowledge_base_database: str
 ) -> None:
     """A plan kept from small worlds takes them for rare; followed here, it took more than 20 s."""
-    owner = await asyncpg.connect(migrated_database)
+    owner = await asyncpg.connect(knowledge_base_database)
     await owner.execute(LARGE_AND_SMALL_WORLDS)
     await owner.close()
     large, small = [

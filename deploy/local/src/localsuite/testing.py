@@ -3,6 +3,7 @@
 from localsuite.testing import postgres_database, postgres_server
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import pytest
 
 from localsuite.postgres import EmbeddedPostgres
 
-__all__ = ["postgres_database", "postgres_server"]
+__all__ = ["module_database", "postgres_database", "postgres_server"]
 
 # The server is started by fork and exec. In a process with running gRPC calls, gRPC's own fork
 # handlers can end the child before it executes anything; gRPC reads this when it is first used.
@@ -42,9 +43,22 @@ def postgres_server() -> Iterator[EmbeddedPostgres]:
 @pytest.fixture
 def postgres_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
     """The address of a fresh, empty database that is gone after the test."""
+    with _fresh_database(postgres_server) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """The address of a database that the tests of a module share, empty at first."""
+    with _fresh_database(postgres_server) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def _fresh_database(server: EmbeddedPostgres) -> Iterator[str]:
     name = f"test_{uuid.uuid4().hex[:12]}"
-    postgres_server.create_database(name)
+    server.create_database(name)
     try:
-        yield postgres_server.url(name)
+        yield server.url(name)
     finally:
-        postgres_server.drop_database(name)
+        server.drop_database(name)
