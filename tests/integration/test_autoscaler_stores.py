@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from autoscaler.adapters.memory_stores import MemoryDatabase
 from autoscaler.adapters.postgres_stores import open_postgres_stores
 from autoscaler.domain.control_state import ControlState
 from autoscaler.domain.decide import decide
@@ -23,6 +22,7 @@ from autoscaler.domain.overrides import Override, OverrideKind
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import DecisionFilter, RequestIdReused, Stores, TierReport
 from autoscaler.testing.builders import START, build_policy, build_tier_snapshot
+from autoscaler.testing.memory_stores import MemoryDatabase
 from localsuite.postgres import EmbeddedPostgres
 from servicekit.postgres import DatabaseAway
 

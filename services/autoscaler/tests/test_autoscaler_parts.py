@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscaler.adapters.decision_json import record_from_json, record_to_json
-from autoscaler.adapters.memory_stores import MemoryDatabase
 from autoscaler.buffered_journal import BufferedJournal, EndDrain, SaveDecision, SaveDrain
 from autoscaler.config import AutoscalerSettings, parse_prices
 from autoscaler.decision_feed import DecisionFeed
@@ -31,6 +30,7 @@ from autoscaler.proto_codec import (
     page_token,
 )
 from autoscaler.testing.builders import START, build_instance, build_policy, build_tier_snapshot
+from autoscaler.testing.memory_stores import MemoryDatabase
 from gaming.autoscaler.v1 import autoscaler_pb2 as pb
 from gaming.common.v1 import tier_pb2
 from servicekit.paging import InvalidPageToken

@@ -5,13 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from autoscaler.adapters.memory_stores import MemoryDatabase
-from autoscaler.adapters.memory_world import (
-    MemoryCloud,
-    MemoryRouters,
-    StaticDemand,
-    StaticFleet,
-)
 from autoscaler.config import LeaseSettings
 from autoscaler.control_loop import ControlLoop, LoopSettings
 from autoscaler.decision_feed import DecisionFeed
@@ -26,6 +19,13 @@ from autoscaler.leadership import Leadership
 from autoscaler.metric_names import LoopInstruments
 from autoscaler.picture import Picture
 from autoscaler.testing.builders import build_demand, build_policy
+from autoscaler.testing.memory_ports import (
+    MemoryCloud,
+    MemoryRouters,
+    StaticDemand,
+    StaticFleet,
+)
+from autoscaler.testing.memory_stores import MemoryDatabase
 from servicekit.telemetry import Telemetry
 from servicekit.testing import FakeClock
 
