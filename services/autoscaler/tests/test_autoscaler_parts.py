@@ -320,3 +320,20 @@ async def test_subscribers_get_each_decision_once_whoever_published_it_first() -
     assert (await anext(subscription)).item == record(3)
     assert feed.latest_change(Tier.GOLD) == record(3)
     await subscription.aclose()
+
+
+async def test_what_was_decided_before_a_replica_started_is_no_news_and_can_be_explained() -> None:
+    database = MemoryDatabase(now=lambda: START)
+    stores = database.stores()
+    clock = FakeClock()
+    await stores.journal.save(record(1))
+    feed = DecisionFeed(stores.journal, clock=clock, epoch="e", poll_seconds=1.0)
+    subscription = feed.subscribe("", None, changes_only=False)
+    first = asyncio.ensure_future(anext(subscription))
+    await clock.settle()
+    await feed.poll()
+    await stores.journal.save(record(2))
+    await feed.poll()
+    assert (await first).item == record(2)
+    assert feed.recent(record(1).decision_id) == record(1)
+    await subscription.aclose()

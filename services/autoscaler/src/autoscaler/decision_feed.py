@@ -48,12 +48,8 @@ class DecisionFeed:
 
     def publish(self, record: DecisionRecord) -> None:
         """Hand a decision to the subscribers unless they have it."""
-        if record.decision_id in self._recent:
-            return
-        self._recent[record.decision_id] = record
-        while len(self._recent) > _HISTORY:
-            self._recent.popitem(last=False)
-        self._log.publish(record)
+        if self._is_new(record):
+            self._log.publish(record)
 
     def remember(self, record: DecisionRecord) -> None:
         """Keep a decision that the journal does not hold, so that it can be explained for a while.
@@ -103,11 +99,28 @@ class DecisionFeed:
 
     async def poll(self) -> None:
         """Publish what became known since the last look. Raises DatabaseAway."""
-        tail = await self._journal.tail(self._position, _BATCH)
-        self._position = tail.position
+        position = self._position
+        if position is None:
+            position = (await self._journal.tail(None, _BATCH)).position
+        tail = await self._journal.tail(position, _BATCH)
         for record in tail.records:
-            self.publish(record)
+            # The journal repeats a few entries before the position; at the first look they are
+            # history and not news.
+            if self._position is None:
+                self._is_new(record)
+            else:
+                self.publish(record)
+        self._position = tail.position
 
     def close(self) -> None:
         """End all subscriptions."""
         self._log.close()
+
+    def _is_new(self, record: DecisionRecord) -> bool:
+        """Remember a decision; False when it was known."""
+        if record.decision_id in self._recent:
+            return False
+        self._recent[record.decision_id] = record
+        while len(self._recent) > _HISTORY:
+            self._recent.popitem(last=False)
+        return True

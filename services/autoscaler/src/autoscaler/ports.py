@@ -162,7 +162,10 @@ class DecisionJournal(Protocol):
         ...
 
     async def tail(self, position: int | None, limit: int) -> JournalTail:
-        """Return what became known after `position`; None gives the end and no records."""
+        """Return what became known after `position`, with a few repeats of what was before.
+
+        None gives the end and no records.
+        """
         ...
 
     async def close_intents(self, before_epoch: int, message: str) -> int:

@@ -23,6 +23,9 @@ from servicekit.postgres import DatabaseAway
 
 __all__ = ["MemoryDatabase", "MemoryStores"]
 
+# The real journal repeats some entries too: publications may become visible out of order.
+_TAIL_REPEATS = 8
+
 
 @dataclass(slots=True)
 class MemoryDatabase:
@@ -90,13 +93,14 @@ class MemoryStores:
         return DecisionPage(tuple(found[:limit]), has_more=len(found) > limit)
 
     async def tail(self, position: int | None, limit: int) -> JournalTail:
-        """Return what became known after `position`; None gives the end."""
+        """Return what became known after `position`, with a few repeats; None gives the end."""
         database = self._checked()
         if position is None:
             return JournalTail((), len(database.publications))
-        ids = database.publications[position : position + limit]
+        start = max(0, position - _TAIL_REPEATS)
+        ids = database.publications[start : position + limit]
         records = tuple(database.decisions[i] for i in ids if i in database.decisions)
-        return JournalTail(records, position + len(ids))
+        return JournalTail(records, max(position, start + len(ids)))
 
     async def close_intents(self, before_epoch: int, message: str) -> int:
         """Mark intents of earlier leaders as failed; return how many there were."""
