@@ -27,6 +27,7 @@ from autoscaler.proto_codec import (
     decision_to_wire,
     explanation_to_wire,
     filter_from_wire,
+    override_to_wire,
     page_token,
 )
 from autoscaler.testing.builders import START, build_instance, build_policy, build_tier_snapshot
@@ -337,3 +338,17 @@ async def test_what_was_decided_before_a_replica_started_is_no_news_and_can_be_e
     assert (await first).item == record(2)
     assert feed.recent(record(1).decision_id) == record(1)
     await subscription.aclose()
+
+
+def test_a_moment_reads_the_same_from_memory_and_from_the_database() -> None:
+    # 0.824579840 s is what a float makes of it; PostgreSQL keeps 0.824580 s.
+    moments = (1795362474.82457984, 1795362474.82458)
+    from_memory, from_database = (
+        override_to_wire(
+            Override(
+                kind=OverrideKind.FREEZE, expire_time=moment, reason="boss fight", set_by="ada"
+            )
+        )
+        for moment in moments
+    )
+    assert from_memory == from_database

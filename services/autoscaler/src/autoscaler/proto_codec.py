@@ -202,5 +202,7 @@ def _age(seconds: float | None) -> Duration | None:
 
 def _timestamp(unix_seconds: float) -> Timestamp:
     moment = Timestamp()
-    moment.FromNanoseconds(round(unix_seconds * 1e9))
+    # Microseconds: finer ones a float of this size does not hold, nor does PostgreSQL, and the same
+    # moment must read the same wherever it comes from.
+    moment.FromMicroseconds(round(unix_seconds * 1e6))
     return moment
