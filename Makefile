@@ -9,10 +9,10 @@ TOOL := .tool
 UV := $(TOOL)/bin/uv
 BIN := .venv/bin
 PROTO_SOURCES := $(shell find protos/gaming -name '*.proto')
-MEMBERS := protos libs/servicekit libs/fleetsim libs/gamekeeper \
+MEMBERS := protos libs/servicekit libs/fleetsim libs/messaging libs/gamekeeper \
 	services/gpu_metrics services/autoscaler services/ai_router services/knowledge_base deploy/local
 SERVICES := gpu_metrics autoscaler ai_router knowledge_base
-OWN := gamekeeper-protos gamekeeper-servicekit gamekeeper-fleetsim gamekeeper gamekeeper-gpu-metrics \
+OWN := gamekeeper-protos gamekeeper-servicekit gamekeeper-fleetsim gamekeeper-messaging gamekeeper gamekeeper-gpu-metrics \
 	gamekeeper-autoscaler gamekeeper-ai-router gamekeeper-knowledge-base gamekeeper-localsuite
 PYTEST_ARGS ?=
 ARGS ?=
@@ -80,6 +80,10 @@ run: setup ## start the whole suite here and play an evening (ARGS="--once --pla
 .PHONY: test
 test: setup grpcurl ## run all tests; prints what was skipped and why
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: endurance
+endurance: setup ## run the long fault, attack, simulation and fuzz tests (about 20 minutes)
+	@$(BIN)/pytest -m endurance $(PYTEST_ARGS)
 
 .PHONY: isolated
 isolated: setup ## run each service's unit tests with that service's own dependencies only

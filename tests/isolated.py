@@ -41,7 +41,7 @@ def check(service: str, scratch: Path) -> None:
     run(UV, "venv", "--quiet", "--python", sys.executable, str(environment))
     requirements = str(ROOT / "requirements" / f"{service}.txt")
     run(*install, "--no-deps", "--require-hashes", "-r", requirements)
-    for source in ("protos", "libs/servicekit", f"services/{service}"):
+    for source in ("protos", "libs/servicekit", "libs/messaging", f"services/{service}"):
         run(
             *(UV, "build", "--quiet", "--wheel", "--no-build-isolation"),
             *("--python", sys.executable, "--out-dir", str(wheels), source),

@@ -1,0 +1,1 @@
+"""The game's event bus: GameEvents over SNS and SQS, written and read as its services do."""
