@@ -15,13 +15,12 @@ from servicekit.method_policies import (
     MethodDeclaration,
     declarations_of_loaded_services,
 )
-from servicekit.server import MAXIMUM_METADATA_BYTES
 from servicekit.settings import SettingsError, setting
 from servicekit.tls import TlsSettings, is_loopback
+from servicekit.transport_limits import MAXIMUM_METADATA_BYTES, MAXIMUM_RESPONSE_BYTES
 
 __all__ = ["ChannelSettings", "open_channel"]
 
-MAXIMUM_RESPONSE_BYTES = 16 * 1024 * 1024
 _FOREIGN_DEADLINE_SECONDS = 10.0
 """The default deadline of services that declare none, such as health and reflection."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -9,7 +10,6 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
-from opentelemetry import propagate, trace
 
 __all__ = ["ManagedChannel"]
 
@@ -146,12 +146,17 @@ class _Callable:
             self._inner = make(self._method, *self._arguments, **self._options)
         if timeout is None:
             timeout = self._channel.longest(self._method)
-        if trace.get_current_span().get_span_context().is_valid:
+        # A process that never loaded OpenTelemetry has no trace, and need not load it to learn so.
+        if "opentelemetry.trace" in sys.modules:
             metadata = _with_trace(metadata)
         return self._inner(*request, timeout=timeout, metadata=metadata, **options)
 
 
-def _with_trace(metadata: Any) -> list[tuple[str, str | bytes]]:
+def _with_trace(metadata: Any) -> Any:
+    from opentelemetry import propagate, trace  # noqa: PLC0415  # only where it is loaded already
+
+    if not trace.get_current_span().get_span_context().is_valid:
+        return metadata
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return [*(metadata or ()), *carrier.items()]

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -90,13 +90,27 @@ class Queries:
         return iter(self._statements)
 
 
-def load_queries(package: str, filename: str = "queries.sql") -> Queries:
+def load_queries(
+    package: str,
+    filename: str = "queries.sql",
+    *,
+    substitutions: Mapping[str, str] | None = None,
+) -> Queries:
     """Returns the statements of a package's `.sql` file, each under a line `-- name: …`.
 
+    Args:
+        package: holds the file.
+        filename: its name.
+        substitutions: replaces `{{name}}` in the file; values must be plain identifiers.
+
     Raises:
-        ValueError: when two statements share a name, or a name has none.
+        ValueError: when two statements share a name, a name has none, or a substitution is not an
+            identifier.
     """
+    substitutions = dict(substitutions or {})
+    _check_identifiers(substitutions.values())
     text = resources.files(package).joinpath(filename).read_text(encoding="utf-8")
+    text = _substitute(text, substitutions)
     statements: dict[str, str] = {}
     matches = list(_NAME_LINE.finditer(text))
     for match, following in zip(matches, [*matches[1:], None], strict=True):
@@ -226,10 +240,11 @@ async def migrate(
     *,
     schema: str,
     substitutions: Mapping[str, str] | None = None,
+    history: str = "schema_migrations",
 ) -> list[str]:
     """Applies a package's `migrations/NNNN_name.sql` files that are not applied yet, in order.
 
-    Each runs in a transaction of its own together with its entry in `<schema>.schema_migrations`,
+    Each runs in a transaction of its own together with its entry in the table `<schema>.<history>`,
     so a crash leaves whole migrations only. An advisory lock lets one migrator work at a time;
     another one waits for it for a minute.
 
@@ -238,6 +253,8 @@ async def migrate(
         package: holds the folder `migrations`.
         schema: where the service's tables live; made when it is missing.
         substitutions: replaces `{{name}}` in the files; values must be plain identifiers.
+        history: the table of applied migrations. A library whose tables live in a service's schema
+            has one of its own, so that both count their migrations from 1.
 
     Returns:
         the names of the migrations applied now.
@@ -249,21 +266,19 @@ async def migrate(
         ValueError: when a substitution is not an identifier, or two files share a number.
     """
     substitutions = dict(substitutions or {})
-    for value in (schema, *substitutions.values()):
-        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value):
-            raise ValueError(f"{value!r} is not a plain lower-case SQL identifier")
+    _check_identifiers((schema, history, *substitutions.values()))
     migrations = _migrations(package)
     lock = int.from_bytes(hashlib.sha256(schema.encode()).digest()[:8], "big", signed=True)
     await _take_lock(connection, lock)
     try:
         await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {schema}")
         await connection.execute(
-            f"CREATE TABLE IF NOT EXISTS {schema}.schema_migrations ("
+            f"CREATE TABLE IF NOT EXISTS {schema}.{history} ("
             "number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,"
             " apply_time timestamptz NOT NULL DEFAULT now())"
         )
         rows = await connection.fetch(
-            f"SELECT number, sha256 FROM {schema}.schema_migrations ORDER BY number"  # noqa: S608  # schema is checked above
+            f"SELECT number, sha256 FROM {schema}.{history} ORDER BY number"  # noqa: S608  # both are checked above
         )
         applied = {row["number"]: row["sha256"] for row in rows}
         _check_applied(applied, migrations)
@@ -271,16 +286,14 @@ async def migrate(
         for migration in migrations:
             if migration.number in applied:
                 continue
-            sql = migration.sql
-            for name, value in substitutions.items():
-                sql = sql.replace("{{" + name + "}}", value)
+            sql = _substitute(migration.sql, substitutions)
             async with connection.transaction():
                 await connection.execute(
                     f"SET LOCAL search_path TO {schema}, public; SET LOCAL statement_timeout TO 0"
                 )
                 await connection.execute(sql, timeout=_MIGRATION_SECONDS)
                 await connection.execute(
-                    f"INSERT INTO {schema}.schema_migrations (number, name, sha256)"  # noqa: S608  # as above
+                    f"INSERT INTO {schema}.{history} (number, name, sha256)"  # noqa: S608  # as above
                     " VALUES ($1, $2, $3)",
                     migration.number,
                     migration.name,
@@ -292,6 +305,18 @@ async def migrate(
     finally:
         if not connection.is_closed():  # a lost connection has lost its locks
             await connection.execute("SELECT pg_advisory_unlock($1)", lock)
+
+
+def _check_identifiers(values: Iterable[str]) -> None:
+    for value in values:
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value):
+            raise ValueError(f"{value!r} is not a plain lower-case SQL identifier")
+
+
+def _substitute(sql: str, substitutions: Mapping[str, str]) -> str:
+    for name, value in substitutions.items():
+        sql = sql.replace("{{" + name + "}}", value)
+    return sql
 
 
 async def _take_lock(connection: asyncpg.Connection, lock: int) -> None:

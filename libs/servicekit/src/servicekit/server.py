@@ -34,13 +34,16 @@ from servicekit.method_policies import (
 from servicekit.settings import SettingsError, setting
 from servicekit.telemetry import Telemetry
 from servicekit.tls import TlsSettings, host_of, is_loopback
+from servicekit.transport_limits import (
+    MAXIMUM_MESSAGE_BYTES,
+    MAXIMUM_METADATA_BYTES,
+    STREAMS_PER_CONNECTION,
+)
 
 __all__ = ["RpcServer", "ServerSettings", "ServiceRegistration"]
 
 log = structlog.get_logger(__name__)
 
-MAXIMUM_MESSAGE_BYTES = 1024 * 1024
-MAXIMUM_METADATA_BYTES = 8 * 1024
 _HEALTH_NEWS_SECONDS = 0.2
 
 
@@ -285,7 +288,7 @@ def _server_options() -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", MAXIMUM_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAXIMUM_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAXIMUM_METADATA_BYTES * 2),
-        ("grpc.max_concurrent_streams", 100),
+        ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
         ("grpc.server_handshake_timeout_ms", 5_000),
         ("grpc.max_connection_age_ms", 300_000),
         ("grpc.max_connection_age_grace_ms", longest_stream_milliseconds),
