@@ -49,11 +49,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     return made
 
 
-async def migrated(url: str, package: Package, **substitutions: str) -> list[str]:
+async def migrated(
+    url: str, package: Package, *, history: str = "schema_migrations", **substitutions: str
+) -> list[str]:
     connection = await asyncpg.connect(url)
     try:
         return await migrate(
-            connection, package.name, schema="game", substitutions=substitutions or None
+            connection,
+            package.name,
+            schema="game",
+            substitutions=substitutions or None,
+            history=history,
         )
     finally:
         await connection.close()
@@ -120,6 +126,16 @@ class TestMigrations:
         package.write("0004_slipped_in.sql", "SELECT 1;")
         with pytest.raises(MigrationMismatch, match="0004_slipped_in stands before 0005"):
             await migrated(postgres_database, package)
+
+    async def test_a_librarys_migrations_count_for_themselves_in_a_services_schema(
+        self, postgres_database: str, package: Package
+    ) -> None:
+        await migrated(postgres_database, package)
+        package.write("0001_tiers.sql", "CREATE TABLE of_a_library ();")
+        package.write("0002_size.sql", "CREATE TABLE of_a_library_too ();")
+        applied = await migrated(postgres_database, package, history="library_migrations")
+        assert applied == ["0001_tiers", "0002_size"]
+        assert await migrated(postgres_database, package, history="library_migrations") == []
 
     async def test_two_files_with_one_number_are_refused(
         self, postgres_database: str, package: Package
