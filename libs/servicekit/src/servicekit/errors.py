@@ -11,6 +11,7 @@
     ├── PermissionDenied      PERMISSION_DENIED    an identity that may not
     ├── ResourceExhausted     RESOURCE_EXHAUSTED   too much at once; wait, then repeat
     │   ├── Overloaded
+    │   ├── RateLimited
     │   └── SlowSubscriber
     ├── Aborted               ABORTED              lost against somebody else; repeat from the start
     ├── Unavailable           UNAVAILABLE          not now; wait, then repeat
@@ -43,6 +44,7 @@ __all__ = [
     "OutOfRange",
     "Overloaded",
     "PermissionDenied",
+    "RateLimited",
     "ResourceExhausted",
     "ResumeTokenTooOld",
     "ServiceError",
@@ -178,6 +180,12 @@ class Overloaded(ResourceExhausted):
     """The server has as many calls as it takes."""
 
     reason = "OVERLOADED"
+
+
+class RateLimited(ResourceExhausted):
+    """The caller, or the world it asks about, has used up its rate; `metadata` says which."""
+
+    reason = "RATE_LIMITED"
 
 
 class SlowSubscriber(ResourceExhausted):

@@ -69,7 +69,17 @@ _RETRYABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class MethodDeclaration:
-    """One RPC's declaration; `path` is its HTTP/2 path, `/package.Service/Method`."""
+    """One RPC's declaration.
+
+    Attributes:
+        path: its HTTP/2 path, `/package.Service/Method`.
+        allowed_roles: who may call it.
+        retryable: whether a repeat does no harm.
+        deadline_class: how long a call may take.
+        client_streaming: whether requests are streamed.
+        server_streaming: whether responses are streamed.
+        cost: units a call takes of a rate budget; 1 where the proto names none.
+    """
 
     path: str
     allowed_roles: frozenset[Role]
@@ -77,6 +87,7 @@ class MethodDeclaration:
     deadline_class: DeadlineClass
     client_streaming: bool
     server_streaming: bool
+    cost: int
 
     @property
     def deadline_seconds(self) -> float:
@@ -122,4 +133,5 @@ def _declaration(
         deadline_class=_DEADLINES[policy.deadline_class],
         client_streaming=bool(method.client_streaming),
         server_streaming=bool(method.server_streaming),
+        cost=policy.cost or 1,
     )

@@ -18,11 +18,16 @@ from grpc_reflection.v1alpha import reflection
 from servicekit.clock import Clock
 from servicekit.interceptors.access_log import AccessLogInterceptor
 from servicekit.interceptors.authorisation import AuthorisationInterceptor
-from servicekit.interceptors.call import Interceptor
+from servicekit.interceptors.call import Interceptor, RequestCheck
 from servicekit.interceptors.chain import InterceptorChain
 from servicekit.interceptors.deadline import DeadlineInterceptor
 from servicekit.interceptors.errors import ErrorInterceptor
 from servicekit.interceptors.limits import LimitInterceptor
+from servicekit.interceptors.rates import (
+    IdentityRateInterceptor,
+    RateSettings,
+    WorldRateCheck,
+)
 from servicekit.interceptors.telemetry import TelemetryInterceptor
 from servicekit.interceptors.validation import RequestValidator
 from servicekit.method_policies import (
@@ -52,6 +57,7 @@ class ServerSettings:
     """Where and how much a service serves."""
 
     tls: TlsSettings
+    rates: RateSettings
     listen_address: str = setting(
         "GAMEKEEPER_LISTEN_ADDRESS",
         default="127.0.0.1:0",
@@ -150,6 +156,7 @@ class RpcServer:
         declarations = {
             item.path: item for registration in registrations for item in registration.declarations
         }
+        largest_cost = max((item.cost for item in declarations.values()), default=1)
         telemetry = telemetry or Telemetry("test")
         # The order is the order in which a call passes; the first sees it first and last.
         interceptors: list[Interceptor] = [
@@ -161,9 +168,15 @@ class RpcServer:
             LimitInterceptor(
                 maximum_calls=settings.maximum_calls, maximum_streams=settings.maximum_streams
             ),
+            # Behind the admission limit: what an overloaded server refuses costs nobody's budget.
+            IdentityRateInterceptor(settings.rates, clock, largest_cost=largest_cost),
         ]
-        # Validation comes last: it needs the decoded messages, so the chain itself calls it.
-        self._chain = InterceptorChain(interceptors, RequestValidator(), declarations, clock)
+        # These come last: they need the decoded messages, so the chain itself calls them.
+        checks: list[RequestCheck] = [
+            RequestValidator(),
+            WorldRateCheck(settings.rates, clock, largest_cost=largest_cost),
+        ]
+        self._chain = InterceptorChain(interceptors, checks, declarations, clock)
         self._server = grpc.aio.server(interceptors=[self._chain], options=_server_options())
         for registration in registrations:
             registration.add_to_server(self._server)
@@ -300,4 +313,5 @@ def _server_options() -> list[tuple[str, int]]:
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         # Two servers on one port would share its calls at random.
         ("grpc.so_reuseport", 0),
+        ("grpc.http2.bdp_probe", 0),
     ]

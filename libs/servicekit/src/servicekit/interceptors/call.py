@@ -12,7 +12,7 @@ import grpc.aio
 from servicekit.caller import ANONYMOUS_CALLER, Caller
 from servicekit.method_policies import MethodDeclaration
 
-__all__ = ["Call", "Interceptor", "Proceed"]
+__all__ = ["Call", "Interceptor", "Proceed", "RequestCheck"]
 
 
 @dataclass(slots=True, eq=False)
@@ -22,7 +22,7 @@ class Call:
     Attributes:
         path: `/package.Service/Method`.
         declaration: the method's policy; None for health and reflection, which are not ours.
-        request: the request as bytes, or an iterator of them.
+        request: the request as bytes, or an iterator of them; None until a single one has arrived.
         context: the gRPC context.
         metadata: the caller's metadata; of repeated keys the last.
         started: monotonic seconds when the call came in.
@@ -34,6 +34,8 @@ class Call:
             status is on its way and must not be.
         answering: whether the response's headers were sent.
         ended_by_server: set when the server ends the call to shut down.
+        streams_requests: whether the method takes a stream of requests.
+        long_lived: whether the call is a subscription, which may last.
     """
 
     path: str
@@ -49,6 +51,8 @@ class Call:
     interruptible: bool = True
     answering: bool = False
     ended_by_server: bool = False
+    streams_requests: bool = False
+    long_lived: bool = False
 
 
 Proceed: TypeAlias = Callable[[Call], Awaitable[Any]]
@@ -64,4 +68,12 @@ class Interceptor(Protocol):
         A streamed call has ended, with all its messages sent, when `proceed` returns; whatever was
         raised while the stream was iterated comes out of it.
         """
+        ...
+
+
+class RequestCheck(Protocol):
+    """Something that looks at every request message once it is decoded."""
+
+    def check(self, call: Call, request: Any) -> None:
+        """Returns when the request may go on, or raises a ServiceError to refuse it."""
         ...

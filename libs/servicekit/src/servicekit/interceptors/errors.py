@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 from urllib.parse import quote
 
@@ -133,7 +134,8 @@ def status_of(error: ServiceError) -> status_pb2.Status:
         details.append(error_details_pb2.BadRequest(field_violations=violations))
     if error.retry_after_seconds is not None:
         delay = duration_pb2.Duration()
-        delay.FromMilliseconds(max(0, round(error.retry_after_seconds * 1000)))
+        # Never shorter than it is: whoever waits as long as told must not come too early.
+        delay.FromNanoseconds(max(0, math.ceil(error.retry_after_seconds * 1e9)))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     packed = []
     for detail in details:

@@ -8,6 +8,7 @@ import protovalidate
 from google.protobuf.message import Message
 
 from servicekit.errors import FieldViolation, InvalidRequest
+from servicekit.interceptors.call import Call
 
 __all__ = ["RequestValidator"]
 
@@ -20,7 +21,7 @@ class RequestValidator:
     def __init__(self) -> None:
         self._validator = protovalidate.Validator()
 
-    def check(self, request: Any) -> None:
+    def check(self, call: Call, request: Any) -> None:
         """Returns when `request` keeps its rules.
 
         Raises:
