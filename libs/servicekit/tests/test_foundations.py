@@ -173,6 +173,8 @@ class TestAddresses:
             "unix:/tmp/s",
             "dns:///localhost:1",
             "ipv4:127.0.0.1:1",
+            "ipv4:127.0.0.1:1,127.0.0.1:2",
+            "ipv6:[::1]:1,[::1]:2",
         ],
     )
     def test_this_machine(self, address: str) -> None:

@@ -201,9 +201,11 @@ def host_of(address: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether `host:port` (or a gRPC name of one) is reached on this machine alone."""
-    for scheme in ("dns:///", "ipv4:", "ipv6:"):
-        address = address.removeprefix(scheme)
+    """Whether `host:port` (or a gRPC name of one or several) is reached on this machine alone."""
+    for scheme in ("ipv4:", "ipv6:"):
+        if address.startswith(scheme):
+            return all(map(is_loopback, address.removeprefix(scheme).split(",")))
+    address = address.removeprefix("dns:///")
     if address.startswith("unix:"):
         return True
     host = host_of(address)
