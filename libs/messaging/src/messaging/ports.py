@@ -35,7 +35,7 @@ class OutgoingMessage:
     """A message as it is handed to a topic or a queue; all attributes are of type `String`."""
 
     body: str
-    attributes: Mapping[str, str] = _NO_ATTRIBUTES
+    attributes: Mapping[str, str] = field(default_factory=lambda: _NO_ATTRIBUTES)
     size_bytes: int = field(init=False)
     """What counts against the size limits: body, attribute names, types and values in UTF-8."""
 
