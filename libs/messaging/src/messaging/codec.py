@@ -26,6 +26,7 @@ from messaging.event_types import text_of
 from messaging.json_events import event_from_json
 
 __all__ = [
+    "ATTRIBUTE_LIMIT",
     "CONTENT_TYPE",
     "attributes_of",
     "decode_event",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 CONTENT_TYPE = "application/x-protobuf"
+ATTRIBUTE_LIMIT = 10
+"""With more, SNS loses the message without a word wherever raw delivery is on."""
 _EVENT_ID_CHARACTERS = 128
 _ATTRIBUTE_CHARACTERS = 256
 _URL_SAFE_TO_STANDARD = str.maketrans("-_", "+/")
@@ -74,24 +77,32 @@ def encode_event(event: GameEvent) -> str:
     return _serialised(event).hex()
 
 
-def attributes_of(event: GameEvent) -> dict[str, str]:
+def attributes_of(event: GameEvent, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Returns the message attributes an event is published with, all of type `String`.
 
-    They are what the bus's contract names, and `world_id` where the metadata has one, so that
-    subscriptions can filter by world.
+    They are what the bus's contract names, `world_id` where the metadata has one, so that
+    subscriptions can filter by world, and `more`. The text of a type that this release knows is
+    fixed; of another, it comes from `more` or, for an event read from JSON, its metadata.
 
     Raises:
-        InvalidEvent: the event has no id, no source, or a type without an attribute text.
+        InvalidEvent: the event has no id, no source, or a type without a text; or the attributes
+            are too many, empty or no printable text.
     """
     if not event.event_id.strip():
         raise InvalidEvent("an event needs an event_id")
-    # A type only known by its text, from a JSON event, is kept in the metadata.
-    text = text_of(event.event_type) or event.metadata.get("event_type", "")
-    if not text:
+    attributes = dict(more or {})
+    known = text_of(event.event_type)
+    if known is None and "event_type" not in attributes and "event_type" not in event.metadata:
         raise InvalidEvent(f"event type {event.event_type} has no attribute text")
-    attributes = {"event_type": text, "source": event.source, "content_type": CONTENT_TYPE}
+    attributes["event_type"] = (
+        known or attributes.get("event_type") or event.metadata.get("event_type", "")
+    )
+    attributes["source"] = event.source
+    attributes["content_type"] = CONTENT_TYPE
     if world_id := event.metadata.get("world_id", ""):
         attributes["world_id"] = world_id
+    if len(attributes) > ATTRIBUTE_LIMIT:
+        raise InvalidEvent(f"an event has at most {ATTRIBUTE_LIMIT} attributes")
     for name, value in attributes.items():
         if not value or len(value) > _ATTRIBUTE_CHARACTERS or not value.isprintable():
             raise InvalidEvent(
