@@ -48,6 +48,8 @@ class PoisonReason(StrEnum):
     """A JSON object without the shape of an event."""
     BAD_SNS_ENVELOPE = "bad_sns_envelope"
     """SNS's envelope without a message in it."""
+    BAD_PAYLOAD = "bad_payload"
+    """The envelope is an event, its payload is not what its type says; handlers find that."""
     BAD_CLAIM = "bad_claim"
     """The stored payload is gone, or is not the one the message points to."""
 
