@@ -49,10 +49,12 @@ def settings(**changed: str) -> StoreSettings:
 
 
 @asynccontextmanager
-async def open_stores(url: str, *, maximum: int = 8) -> AsyncIterator[asyncpg.Pool]:
+async def open_stores(
+    url: str, *, command_timeout_seconds: float = 5.0
+) -> AsyncIterator[asyncpg.Pool]:
     """Opens a pool on a database that has outbox and inbox."""
     async with open_pool(
-        url, application_name="test", maximum=maximum, command_timeout_seconds=5.0
+        url, application_name="test", command_timeout_seconds=command_timeout_seconds
     ) as pool:
         async with pool.acquire() as connection:
             await migrate_stores(connection, schema=SCHEMA)
