@@ -178,7 +178,7 @@ class TestCancellation:
         async def flood(request: Any, context: Any) -> AsyncIterator[Any]:
             try:
                 for number in range(1000):
-                    if number == 3:
+                    if number == 1:
                         filling.set()
                     yield autoscaler_pb2.WatchDecisionsResponse(decision=large)
             finally:

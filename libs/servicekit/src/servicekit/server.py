@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from servicekit.clock import Clock
 from servicekit.interceptors.access_log import AccessLogInterceptor
+from servicekit.interceptors.arrival import ArrivalInterceptor
 from servicekit.interceptors.authorisation import AuthorisationInterceptor
 from servicekit.interceptors.call import Interceptor, RequestCheck
 from servicekit.interceptors.chain import InterceptorChain
@@ -44,6 +45,7 @@ from servicekit.transport_limits import (
     MAXIMUM_METADATA_BYTES,
     STREAMS_PER_CONNECTION,
 )
+from servicekit.undecodable_paths import answer_undecodable_paths
 
 __all__ = ["RpcServer", "ServerSettings", "ServiceRegistration"]
 
@@ -82,7 +84,6 @@ class ServerSettings:
         maximum=100_000,
         help="subscriptions served at once; more get RESOURCE_EXHAUSTED",
     )
-    drain_seconds: float = setting(
     connection_age_seconds: float = setting(
         "GAMEKEEPER_CONNECTION_AGE_SECONDS",
         default=300.0,
@@ -90,6 +91,7 @@ class ServerSettings:
         maximum=86_400,
         help="age at which clients are asked to connect anew, so that calls spread over replicas",
     )
+    drain_seconds: float = setting(
         "GAMEKEEPER_DRAIN_SECONDS",
         default=20.0,
         minimum=0,
@@ -172,6 +174,7 @@ class RpcServer:
             ErrorInterceptor(),
             AuthorisationInterceptor(mutual_tls=settings.tls.enabled),
             DeadlineInterceptor(),
+            ArrivalInterceptor(maximum_waiting=settings.maximum_calls),
             LimitInterceptor(
                 maximum_calls=settings.maximum_calls, maximum_streams=settings.maximum_streams
             ),
@@ -184,6 +187,8 @@ class RpcServer:
             WorldRateCheck(settings.rates, clock, largest_cost=largest_cost),
         ]
         self._chain = InterceptorChain(interceptors, checks, declarations, clock)
+        if not answer_undecodable_paths():
+            log.warning("undecodable_paths_unanswered", grpc_version=grpc.__version__)
         self._server = grpc.aio.server(
             interceptors=[self._chain], options=_server_options(settings.connection_age_seconds)
         )
@@ -321,11 +326,12 @@ def _server_options(connection_age_seconds: float) -> list[tuple[str, int]]:
         ("grpc.http2.ping_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
         # Counting strikes costs gRPC 1.82 time that grows with the square of the pings: 200,000
-        # of them, 3.4 MB, kept a core busy for a minute. Answering them takes 0.1 s.
+        # of them, 3.4 MB sent in 10 ms, kept a core busy for more than 15 s. Answering them takes
+        # 0.1 s.
         ("grpc.http2.max_ping_strikes", 0),
         # Two servers on one port would share its calls at random.
         ("grpc.so_reuseport", 0),
-        ("grpc.http2.bdp_probe", 0),
-    ]
         # These probes are pings too: behind a large message on a slow link their answer comes too
         # late, and the connection would be given up although data flows.
+        ("grpc.http2.bdp_probe", 0),
+    ]

@@ -84,53 +84,51 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
     def _wrap(self, path: str, handler: Any) -> Handler:
         # Messages are decoded here rather than by gRPC, whose own failure would show Python text.
         decode = self._decoder(handler.request_deserializer)
-        serialize = handler.response_serializer
-        if handler.request_streaming and handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(
-                self._behaviour(path, _streaming(handler.stream_stream, decode, _decoded), True),
-                response_serializer=serialize,
-            )
+        streams_requests = bool(handler.request_streaming)
+        read = _decoded if streams_requests else _decoded_once
+        # To gRPC every method takes a stream: so a single request, too, is waited for here, where
+        # the wait has an end. It costs no more.
         if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._behaviour(
-                    path, _streaming(handler.unary_stream, decode, _decoded_once), True
-                ),
-                response_serializer=serialize,
+            behaviour = handler.stream_stream if streams_requests else handler.unary_stream
+            return grpc.stream_stream_rpc_method_handler(
+                self._behaviour(path, _streaming(behaviour, decode, read), streams_requests, True),
+                response_serializer=handler.response_serializer,
             )
-        if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(
-                self._behaviour(path, _single(handler.stream_unary, decode, _decoded)),
-                response_serializer=serialize,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._behaviour(path, _single(handler.unary_unary, decode, _decoded_once)),
-            response_serializer=serialize,
+        behaviour = handler.stream_unary if streams_requests else handler.unary_unary
+        return grpc.stream_unary_rpc_method_handler(
+            self._behaviour(path, _single(behaviour, decode, read), streams_requests, False),
+            response_serializer=handler.response_serializer,
         )
 
     def _behaviour(
-        self, path: str, handle: Proceed, streams_responses: bool = False
+        self, path: str, handle: Proceed, streams_requests: bool, streams_responses: bool
     ) -> Callable[..., Awaitable[Any]]:
         declaration = self._declarations.get(path)
         proceed: Proceed = _until_answered(handle)
         for interceptor in reversed(self._interceptors):
             proceed = functools.partial(interceptor.intercept, proceed=proceed)
         clock = self._clock
-
-        async def respond(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            return await proceed(_begin(path, declaration, request, context, clock))
-
         long_lived = (
             streams_responses
             if declaration is None
             else declaration.deadline_class is DeadlineClass.STREAM
         )
+
+        def begin(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
+            call = _begin(path, declaration, request, context, clock)
+            call.streams_requests, call.long_lived = streams_requests, long_lived
+            return call
+
+        async def respond(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            return await proceed(begin(request, context))
+
         if not long_lived:
             return respond
 
         async def respond_with_stream(
             request: Any, context: grpc.aio.ServicerContext[Any, Any]
         ) -> Any:
-            call = _begin(path, declaration, request, context, clock)
+            call = begin(request, context)
             self._streams.add(call)
             call.ended_by_server = self._ending_streams and declaration is not None
             try:

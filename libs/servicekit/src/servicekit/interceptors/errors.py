@@ -73,8 +73,15 @@ class ErrorInterceptor:
 async def _abort(call: Call, error: ServiceError) -> None:
     call.interruptible = False
     call.code, call.reason = error.code.name, error.reason
-    # abort() is used with the encoded status because grpc.aio has no abort_with_status.
+    # The encoded status is handed over because grpc.aio has no abort_with_status.
     status = rpc_status.to_status(status_of(error))
+    if not call.answering:
+        # Not by abort(): its exception holds the call in a cycle, so that a wave of refusals would
+        # fill the memory until the garbage collector comes by.
+        call.context.set_code(status.code)
+        call.context.set_details(status.details)
+        call.context.set_trailing_metadata(status.trailing_metadata)
+        return
     try:
         # A peer that does not read its stream must not keep the task for ever.
         async with asyncio.timeout(_STATUS_SECONDS):
