@@ -91,18 +91,19 @@ def _channel_options(
         ("grpc.enable_retries", 1),
         ("grpc.max_receive_message_length", MAXIMUM_RESPONSE_BYTES),
         ("grpc.max_metadata_size", MAXIMUM_METADATA_BYTES),
-        # A frozen peer costs 0.3 s of silence, 1 s of waiting for the ping's answer, and 1 s for
-        # the connection a repeated call waits for: every call is answered within 3 s. gRPC's core
-        # answers pings without Python, so a busy peer is not taken for a frozen one. The price: on
-        # a link of 1 Mbit/s a message above about 100 KB holds a ping up for too long.
-        ("grpc.keepalive_time_ms", 300),
+        # A frozen peer costs up to twice 0.25 s of silence, 1 s of waiting for the ping's answer,
+        # and 0.75 s for the connection a repeated call waits for: every call is answered within
+        # 3 s, with room for a busy machine. gRPC's core answers pings without Python, so a busy
+        # peer is not taken for a frozen one. The price: on a link of 1 Mbit/s a message above
+        # about 100 KB holds a ping up for too long.
+        ("grpc.keepalive_time_ms", 250),
         ("grpc.keepalive_timeout_ms", 1_000),
         ("grpc.http2.ping_timeout_ms", 1_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # In gRPC's core this bounds one attempt, handshake included; it does not delay the next.
-        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.min_reconnect_backoff_ms", 750),
         ("grpc.max_reconnect_backoff_ms", 2_000),
         # Channels with equal options would otherwise share one connection and its 100 streams.
         ("grpc.use_local_subchannel_pool", 1),
