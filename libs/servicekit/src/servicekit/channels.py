@@ -101,6 +101,8 @@ def _channel_options(
         ("grpc.http2.ping_timeout_ms", 1_000),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.keepalive_permit_without_calls", 0),
+        # Bandwidth probes are pings as well, and would be judged by the same second.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.initial_reconnect_backoff_ms", 100),
         # In gRPC's core this bounds one attempt, handshake included; it does not delay the next.
         ("grpc.min_reconnect_backoff_ms", 750),
@@ -110,8 +112,6 @@ def _channel_options(
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     ]
 
-        # Bandwidth probes are pings as well, and would be judged by the same second.
-        ("grpc.http2.bdp_probe", 0),
 
 def _service_config(
     declarations: dict[str, MethodDeclaration], maximum_attempts: int
