@@ -129,11 +129,11 @@ class EventConsumer:
     async def _receive(self, messages: asyncio.TaskGroup, deletions: BatchSender[str]) -> None:
         failures = 0
         while True:
-            if (pause_seconds := self._paused_until - self._clock.monotonic()) > 0:
-                await self._clock.sleep(pause_seconds)
             places = await self._take_places()
             received: list[ReceivedMessage] = []
             try:
+                if (pause_seconds := self._paused_until - self._clock.monotonic()) > 0:
+                    await self._clock.sleep(pause_seconds)
                 received = await self._queue.receive(
                     places, wait_seconds=self._settings.receive_wait_seconds
                 )
