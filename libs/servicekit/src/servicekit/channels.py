@@ -37,6 +37,13 @@ class ChannelSettings:
         maximum=5,
         help="tries of a call that may be retried",
     )
+    maximum_connections: int = setting(
+        "GAMEKEEPER_CLIENT_MAX_CONNECTIONS",
+        default=4,
+        minimum=1,
+        maximum=16,
+        help="connections to one service, opened as calls at once pass 100 on each",
+    )
 
 
 def open_channel(target: str, settings: ChannelSettings | None = None) -> grpc.aio.Channel:
@@ -47,8 +54,9 @@ def open_channel(target: str, settings: ChannelSettings | None = None) -> grpc.a
     a frozen peer end with UNAVAILABLE within three seconds. Changed certificate files are used
     for later calls within a second or two; calls under way are not disturbed.
 
-    Each channel has a connection of its own, and a server takes 100 calls at once on one: open
-    several channels for more.
+    A server takes 100 calls at once on one connection; the channel opens further connections as
+    more are under way, up to `settings.maximum_connections`. Calls beyond wait, within their
+    deadlines, for others to end.
 
     Import the generated modules of the services to call first: their retry policies are read from
     them here.
@@ -80,6 +88,7 @@ def open_channel(target: str, settings: ChannelSettings | None = None) -> grpc.a
         connect,
         (lambda: None) if certificates is None else certificates.version,
         _deadline_seconds(declarations),
+        settings.maximum_connections,
     )
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from servicekit.clock import Clock
@@ -98,7 +98,7 @@ class WorldRateCheck:
     def __init__(self, settings: RateSettings, clock: Clock, *, largest_cost: int) -> None:
         self._clock = clock
         self._worlds = settings.limiter(settings.per_world, largest_cost)
-        self._names_world: dict[Descriptor, bool] = {}
+        self._names_world: dict[type[Message], bool] = {}
 
     def check(self, call: Call, request: Any) -> None:
         """Refuses the request when its world's budget is used up."""
@@ -111,7 +111,7 @@ class WorldRateCheck:
     def _world_of(self, request: Any) -> str:
         if not isinstance(request, Message):
             return ""
-        kind = request.DESCRIPTOR
+        kind = type(request)
         names_world = self._names_world.get(kind)
         if names_world is None:
             names_world = self._names_world[kind] = _has_world(kind)
@@ -119,8 +119,8 @@ class WorldRateCheck:
         return getattr(request, _WORLD_FIELD).lower() if names_world else ""
 
 
-def _has_world(kind: Descriptor) -> bool:
-    field = kind.fields_by_name.get(_WORLD_FIELD)
+def _has_world(kind: type[Message]) -> bool:
+    field = kind.DESCRIPTOR.fields_by_name.get(_WORLD_FIELD)
     return field is not None and field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated
 
 
