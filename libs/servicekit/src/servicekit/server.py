@@ -174,7 +174,7 @@ class RpcServer:
             ErrorInterceptor(),
             AuthorisationInterceptor(mutual_tls=settings.tls.enabled),
             DeadlineInterceptor(),
-            ArrivalInterceptor(maximum_waiting=settings.maximum_calls),
+            ArrivalInterceptor(),
             LimitInterceptor(
                 maximum_calls=settings.maximum_calls, maximum_streams=settings.maximum_streams
             ),

@@ -155,6 +155,8 @@ def status_of(error: ServiceError) -> status_pb2.Status:
 
 
 def _shortened(message: str) -> str:
+    if len(message) * 12 <= _MAXIMUM_ENCODED_MESSAGE_BYTES:  # four bytes, three characters each
+        return message
     message = message[:_MAXIMUM_ENCODED_MESSAGE_BYTES]
     while len(quote(message, safe=" ")) > _MAXIMUM_ENCODED_MESSAGE_BYTES:
         message = message[: len(message) * 3 // 4]
