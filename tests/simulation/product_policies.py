@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from ai_router.config import TierSettings as RouterTierSettings
 from ai_router.domain.errors import DeadlineUnreachable, NoCapacity, Overloaded
@@ -51,6 +52,7 @@ from servicekit.settings import load_settings
 
 __all__ = ["ProductRouter", "ProductScaler"]
 
+_ROUTER_TIERS = {tier.name.lower(): tier for tier in RouterTier}
 _CHARACTERS_PER_TOKEN = 4
 _LONGEST_TEXT = "a bit " * 10_000
 _SPOT_NOTICE_SECONDS = 120.0
@@ -118,15 +120,8 @@ class ProductRouter:
 
     def route(self, now: float, request: PlayerRequest) -> str:
         if request.context is None:
-            ticket = self.desk.draft(
-                GenerationRequest(
-                    request_id="",
-                    messages=(_message(request.prompt_tokens),),
-                    tier=_router_tier(request.tier),
-                    max_output_tokens=request.max_tokens,
-                ),
-                now,
-            )
+            asked = _generation_request(request.prompt_tokens, request.tier, request.max_tokens)
+            ticket = self.desk.draft(asked, now)
             self.desk.admit(ticket)
         else:
             ticket = request.context.ticket
@@ -306,11 +301,19 @@ class ProductScaler:
 
 
 def _router_tier(name: str) -> RouterTier:
-    return RouterTier[name.upper()]
+    return _ROUTER_TIERS[name]
 
 
-def _message(prompt_tokens: int) -> ChatMessage:
-    return ChatMessage(ChatRole.USER, _LONGEST_TEXT[: prompt_tokens * _CHARACTERS_PER_TOKEN])
+@lru_cache(maxsize=32_768)
+def _generation_request(prompt_tokens: int, tier: str, max_tokens: int) -> GenerationRequest:
+    """Returns a request of that size; requests are values, so equal ones may be one object."""
+    text = _LONGEST_TEXT[: prompt_tokens * _CHARACTERS_PER_TOKEN]
+    return GenerationRequest(
+        request_id="",
+        messages=(ChatMessage(ChatRole.USER, text),),
+        tier=_router_tier(tier),
+        max_output_tokens=max_tokens,
+    )
 
 
 def _group(seen: TierObservation, now: float) -> ScalingGroup:
