@@ -32,13 +32,16 @@ from servicekit.server import ServerSettings, ServiceRegistration
 from servicekit.settings import setting
 from servicekit.telemetry import TelemetrySettings
 
+FAILURES = ("", "task", "task during a call", "bug")
+entered = asyncio.Event()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinySettings:
     server: ServerSettings
     telemetry: TelemetrySettings
     hold_seconds: float = setting("TINY_HOLD_SECONDS", help="how long a call takes", default=0.0)
-    mode: str = setting("TINY_MODE", help="what fails", default="", choices=("", "task", "bug"))
+    mode: str = setting("TINY_MODE", help="what fails", default="", choices=FAILURES)
     token: str = setting("TINY_TOKEN", help="a secret", secret=True, default="")
 
 
@@ -48,6 +51,7 @@ class Servicer(autoscaler_pb2_grpc.AutoscalerServiceServicer):
 
     async def GetTier(self, request, context):
         print("entered", flush=True)
+        entered.set()
         await asyncio.sleep(self.settings.hold_seconds)
         return autoscaler_pb2.GetTierResponse(tier=autoscaler_pb2.TierState(desired=3))
 
@@ -59,6 +63,9 @@ class Servicer(autoscaler_pb2_grpc.AutoscalerServiceServicer):
 async def main(settings, runtime):
     async def background():
         if settings.mode == "task":
+            raise RuntimeError("the background work failed")
+        if settings.mode == "task during a call":
+            await entered.wait()
             raise RuntimeError("the background work failed")
         try:
             await asyncio.Event().wait()
@@ -239,6 +246,20 @@ async def test_failed_background_work_takes_the_service_down(tmp_path: Path) -> 
     async with start(tmp_path, TINY_MODE="task") as service:
         assert await service.ended() == 1
     assert "service_failed" in service.log
+    assert "the background work failed" in service.log
+
+
+async def test_calls_under_way_are_finished_when_background_work_fails(tmp_path: Path) -> None:
+    async with start(tmp_path, TINY_MODE="task during a call", TINY_HOLD_SECONDS="0.5") as service:
+        address = (await service.event("server_started"))["address"]
+        async with open_channel(address) as channel:
+            stream = aiter(stub_of(channel).WatchDecisions(autoscaler_pb2.WatchDecisionsRequest()))
+            await anext(stream)
+            assert (await stub_of(channel).GetTier(GOLD)).tier.desired == 3
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await anext(stream)
+        assert await service.ended() == 1
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "the background work failed" in service.log
 
 

@@ -57,8 +57,9 @@ class ServiceRuntime:
     ) -> None:
         """Serves until a signal comes, beside `tasks`, which run as long as the server does.
 
-        A task that raises ends the service with that error; one that returns is done. At a signal
-        health turns to NOT_SERVING first, then streams end, calls finish and tasks are cancelled.
+        At a signal health turns to NOT_SERVING first, then streams end, calls finish and tasks are
+        cancelled. A task that raises ends the service in the same order, the other tasks at work
+        until the calls under way are done, and then with its error; one that returns is done.
         """
         server = RpcServer(
             registrations,
@@ -68,16 +69,34 @@ class ServiceRuntime:
             log_all_calls=self.log_all_calls,
         )
         await server.start()
+        ending = asyncio.Event()
+        failures: list[Exception] = []
+
+        async def work(task: Callable[[], Awaitable[None]]) -> None:
+            try:
+                await task()
+            except Exception as error:  # noqa: BLE001  # raised again once calls are finished
+                log.warning("background_work_failed", error=type(error).__name__)
+                failures.append(error)
+                ending.set()
+
+        async def await_signal() -> None:
+            await self.stopping.wait()
+            ending.set()
+
         try:
             async with asyncio.TaskGroup() as group:
-                running = [group.create_task(_run(task)) for task in tasks]
+                running = [group.create_task(work(task)) for task in tasks]
+                running.append(group.create_task(await_signal()))
                 await server.set_serving(True)
-                await self.stopping.wait()
+                await ending.wait()
                 await server.stop()
-                for task in running:
-                    task.cancel()
+                for each in running:
+                    each.cancel()
         finally:
             await server.stop(0)
+        if failures:
+            raise ExceptionGroup("background work failed", failures)
 
     async def run(self, *tasks: Callable[[], Awaitable[None]]) -> None:
         """Runs `tasks` without a server until a signal comes or one of them raises."""
