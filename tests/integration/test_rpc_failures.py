@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from autoscaler.testing.partial_service import (
 from gaming.autoscaler.v1 import autoscaler_pb2
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from servicekit.errors import FieldViolation, InvalidRequest, NotFound
+from servicekit.interceptors.call import Call
 from servicekit.server import ServiceRegistration
 from servicekit.testing import details_of, failure_of, reason_of, serve_for_test, servicer_with
 
@@ -54,6 +56,24 @@ class TestErrors:
             "gamekeeper",
             {"tier": "gold"},
         )
+
+    async def test_refused_calls_are_freed_without_the_garbage_collector(self) -> None:
+        """Otherwise a wave of refusals fills the memory until it comes by."""
+
+        async def missing(request: Any, context: Any) -> Any:
+            raise NotFound("There is no tier gold.")
+
+        async with serve_for_test([autoscaler_with(GetTier=missing)]) as (_, channel):
+            await failure_of(autoscaler_stub(channel).GetTier(GOLD))
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(10):
+                    await failure_of(autoscaler_stub(channel).GetTier(GOLD))
+                await asyncio.sleep(0.05)  # the last one's task ends after its status left
+                assert sum(isinstance(each, Call) for each in gc.get_objects()) <= 1
+            finally:
+                gc.enable()
 
     async def test_an_unexpected_error_says_nothing_of_itself(
         self, caplog: pytest.LogCaptureFixture

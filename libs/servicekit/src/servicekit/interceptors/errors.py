@@ -73,19 +73,17 @@ class ErrorInterceptor:
 async def _abort(call: Call, error: ServiceError) -> None:
     call.interruptible = False
     call.code, call.reason = error.code.name, error.reason
-    # The encoded status is handed over because grpc.aio has no abort_with_status.
+    # abort() is used with the encoded status because grpc.aio has no abort_with_status. Setting the
+    # status and returning would send headers first, and what has headers is not tried again.
     status = rpc_status.to_status(status_of(error))
-    if not call.answering:
-        # Not by abort(): its exception holds the call in a cycle, so that a wave of refusals would
-        # fill the memory until the garbage collector comes by.
-        call.context.set_code(status.code)
-        call.context.set_details(status.details)
-        call.context.set_trailing_metadata(status.trailing_metadata)
-        return
     try:
         # A peer that does not read its stream must not keep the task for ever.
         async with asyncio.timeout(_STATUS_SECONDS):
             await call.context.abort(status.code, status.details, status.trailing_metadata)
+    except grpc.aio.AbortError as aborted:
+        # gRPC keeps it and raises it anew once the handler has returned. What it knows would hold
+        # the call in a cycle, and a wave of refusals fill the memory until the collector comes by.
+        aborted.__traceback__ = aborted.__context__ = None
     except TimeoutError:
         log.warning("status_not_read", method=call.path, peer=call.context.peer())
         raise asyncio.CancelledError from None
