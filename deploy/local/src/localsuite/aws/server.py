@@ -24,6 +24,12 @@ class _Handler(WSGIRequestHandler):
     disable_nagle_algorithm = True
     timeout = 120  # an idle keep-alive connection gives its thread back
 
+    def handle_expect_100(self) -> bool:
+        """Sends the answer that clients wait for before they send an S3 object."""
+        going_on = super().handle_expect_100()
+        self.wfile.flush()
+        return going_on
+
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         """Says nothing: calls are the caller's to log."""
 
