@@ -43,7 +43,7 @@ class RunningRouter:
 async def run_router(
     source: FleetSource, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[RunningRouter]:
-    """Runs a router that follows `source`, with settings from `environ`."""
+    """Runs a router that follows `source`; `environ` has its settings and its server's."""
     settings = load_settings(AiRouterSettings, dict(environ or {}))
     clock = SystemClock()
     profiles = settings.tiers.profiles()
@@ -68,7 +68,7 @@ async def run_router(
     )
     async with (
         client,
-        serve_for_test([registration]) as (server, channel),
+        serve_for_test([registration], **dict(environ or {})) as (server, channel),
         asyncio.TaskGroup() as group,
     ):
         tasks = [
