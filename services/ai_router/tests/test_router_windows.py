@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,15 +53,32 @@ def test_the_estimate_follows_what_servers_count() -> None:
     estimator = TokenEstimator()
     for _ in range(500):
         estimated = estimator.prompt_tokens(["word " * 400])
-        estimator.learn(estimated, 700, 50)
+        estimator.learn(estimated, estimator.prompt_scale, 700, 50)
     assert estimator.prompt_tokens(["word " * 400]) == pytest.approx(700, rel=0.05)
     assert estimator.output_tokens(256) == 50
     assert estimator.output_tokens(20) == 20
 
 
+def test_the_estimate_does_not_swing_when_hundreds_of_answers_are_on_their_way() -> None:
+    estimator = TokenEstimator()
+    texts = ["word " * 400]
+    on_their_way: deque[tuple[int, float]] = deque()
+    seen = []
+    for _ in range(5_000):
+        on_their_way.append((estimator.prompt_tokens(texts), estimator.prompt_scale))
+        if len(on_their_way) > 500:
+            estimated, scale = on_their_way.popleft()
+            estimator.learn(estimated, scale, 450, 50)
+        seen.append(estimator.prompt_tokens(texts))
+    # From the estimate by size alone down to what the server counts, and no further.
+    assert seen[0] > 500
+    assert min(seen) == pytest.approx(450, rel=0.02)
+    assert seen[-1] == pytest.approx(450, rel=0.02)
+
+
 def test_until_answers_were_seen_the_bound_is_the_estimate() -> None:
     estimator = TokenEstimator()
-    estimator.learn(10, 0, 5)
+    estimator.learn(10, 1.0, 0, 5)
     assert estimator.output_tokens(256) == 256
 
 

@@ -187,3 +187,51 @@ def test_the_choice_is_always_the_least_loaded_server_with_room(  # noqa: C901  
         round(c.load_ratio * capacities[c.server_id]) - 1 for c in pool.candidates(1) if c.eligible
     )
     assert pool.eligible_load_tokens == foreign
+
+
+_SERVERS = ("s0", "s1", "s2")
+_operations = st.lists(
+    st.tuples(
+        st.sampled_from(("put", "remove", "eligible", "limit", "foreign", "assign", "release")),
+        st.sampled_from(_SERVERS),
+        st.integers(1, 6),
+    ),
+    max_size=60,
+)
+
+
+@given(_operations)
+def test_totals_kept_up_to_date_are_those_counted_anew(
+    operations: list[tuple[str, str, int]],
+) -> None:
+    pool = ServerPool()
+    limits: dict[str, int] = {}
+    eligible: dict[str, bool] = {}
+    foreign: dict[str, int] = {}
+    running: dict[str, list[int]] = {server: [] for server in _SERVERS}
+    for operation, server, number in operations:
+        if operation == "put":
+            foreign = {**foreign, server: foreign.get(server, 0)}
+            pool.put(server, 100, number, eligible=number % 2 == 0)
+            limits[server], eligible[server] = number, number % 2 == 0
+        elif operation == "assign" and server in limits:
+            pool.assign(server, number)
+            running[server].append(number)
+        elif operation == "release" and running[server]:
+            pool.release(server, running[server].pop())
+        elif server in limits and operation == "remove" and not running[server]:
+            pool.remove(server)
+            del limits[server], eligible[server], foreign[server]
+        elif server in limits and operation == "eligible":
+            pool.set_eligible(server, number % 2 == 0)
+            eligible[server] = number % 2 == 0
+        elif server in limits and operation == "limit":
+            pool.set_request_limit(server, number)
+            limits[server] = number
+        elif server in limits and operation == "foreign":
+            pool.set_foreign_tokens(server, number)
+            foreign[server] = number
+    taking = [server for server in limits if eligible[server]]
+    assert pool.eligible_capacity_tokens == 100 * len(taking)
+    assert pool.eligible_load_tokens == sum(sum(running[s]) + foreign[s] for s in taking)
+    assert pool.free_places == sum(max(0, limits[s] - len(running[s])) for s in taking)

@@ -121,6 +121,7 @@ class RoutingDesk:
             priority=request.priority,
             prompt_tokens=estimator.prompt_tokens(m.content for m in request.messages),
             output_tokens=estimator.output_tokens(request.max_output_tokens),
+            prompt_scale=estimator.prompt_scale,
             arrived_at=now,
             deadline=min(now + budget, deadline) if deadline is not None else now + budget,
             affinity_key=request.affinity_key,
@@ -205,7 +206,9 @@ class RoutingDesk:
         ticket, tier = placement.ticket, placement.tier
         self.directory.record_success(placement.server_id, placement.placed_at, now)
         self.demand.completed(ticket.wanted_tier, tier)
-        self._estimators[tier].learn(ticket.prompt_tokens, prompt_tokens, output_tokens)
+        self._estimators[tier].learn(
+            ticket.prompt_tokens, ticket.prompt_scale, prompt_tokens, output_tokens
+        )
         first_token_seconds = max(0.0, first_token_at - placement.placed_at)
         generation_seconds = max(0.0, now - first_token_at)
         self._service[tier].learn(first_token_seconds, generation_seconds, output_tokens)
@@ -248,13 +251,18 @@ class RoutingDesk:
             {tier: queue.tokens for tier, queue in self._queues.items()},
         )
 
-    def predicted_wait_seconds(self, ticket: Ticket) -> float | None:
-        """Returns how long the ticket would wait for its tier; None when the tier has no server."""
+    def predicted_wait_seconds(
+        self, ticket: Ticket, ahead: tuple[int, int] | None = None
+    ) -> float | None:
+        """Returns how long the ticket would wait for its tier; None when the tier has no server.
+
+        `ahead` is how many requests and tokens come before it, for a caller that knows already.
+        """
         tier = ticket.wanted_tier
         pool = self.directory.pool(tier)
         if not pool.has_usable(ticket.failed_servers):
             return None
-        requests_ahead, tokens_ahead = self._queues[tier].ahead(ticket)
+        requests_ahead, tokens_ahead = ahead or self._queues[tier].ahead(ticket)
         excluded = ticket.failed_servers
         if not requests_ahead and pool.choose(ticket.tokens, excluded=excluded) is not None:
             return 0.0
@@ -263,7 +271,7 @@ class RoutingDesk:
         free_tokens = max(0, pool.eligible_capacity_tokens - pool.eligible_load_tokens)
         return max(
             predict_wait_seconds(tokens_ahead + ticket.tokens, free_tokens, tokens, seconds),
-            predict_wait_seconds(requests_ahead + 1, pool.free_places(), requests, seconds),
+            predict_wait_seconds(requests_ahead + 1, pool.free_places, requests, seconds),
             # What is free in pieces too small for it does not help: somebody has to end first.
             predict_wait_seconds(1, 0, requests, seconds),
         )
@@ -304,7 +312,11 @@ class RoutingDesk:
         return ticket.deadline - min(service, (ticket.deadline - ticket.arrived_at) / 2)
 
     def _find(
-        self, ticket: Ticket, *, fallback: bool | None = None
+        self,
+        ticket: Ticket,
+        *,
+        fallback: bool | None = None,
+        ahead: tuple[int, int] | None = None,
     ) -> tuple[Tier, str, float, str] | None:
         """Returns tier, server, load and reason; `fallback` None lets the predicted wait decide."""
         wanted = ticket.wanted_tier
@@ -315,7 +327,7 @@ class RoutingDesk:
                 why = "its affinity key's server" if chosen.by_affinity else "least loaded server"
                 return wanted, chosen.server_id, chosen.load_ratio, f"{ticket.tier_reason}; {why}"
         if fallback is None:
-            wait = self.predicted_wait_seconds(ticket)
+            wait = self.predicted_wait_seconds(ticket, ahead)
             patience = self._profiles[wanted].fallback_patience_seconds
             fallback = wait is None or wait > patience
         if not fallback:
@@ -335,9 +347,14 @@ class RoutingDesk:
         return None
 
     def _place(
-        self, ticket: Ticket, now: float, *, fallback: bool | None = None
+        self,
+        ticket: Ticket,
+        now: float,
+        *,
+        fallback: bool | None = None,
+        ahead: tuple[int, int] | None = None,
     ) -> Placement | None:
-        found = self._find(ticket, fallback=fallback)
+        found = self._find(ticket, fallback=fallback, ahead=ahead)
         if found is None:
             return None
         tier, server_id, load_ratio, reason = found
@@ -412,13 +429,18 @@ class RoutingDesk:
 
     def _serve_elsewhere(self, queue: WaitingQueue, now: float, done: list[Dispatch]) -> None:
         """Gives stand-ins what they have room for: who may not leave holds up nobody who may."""
+        # Counted along the way: asking the queue for each ticket would make the pass quadratic.
+        requests_ahead = tokens_ahead = 0
         for ticket in queue:
-            if ticket.forbid_fallback:
-                continue
-            if not any(self._takes_guests(tier) for tier in self._stand_ins(ticket)):
-                return
-            placement = self._place(ticket, now)
-            if placement is not None:
+            placement: Placement | None = None
+            if not ticket.forbid_fallback:
+                if not any(self._takes_guests(tier) for tier in self._stand_ins(ticket)):
+                    return
+                placement = self._place(ticket, now, ahead=(requests_ahead, tokens_ahead))
+            if placement is None:
+                requests_ahead += 1
+                tokens_ahead += ticket.tokens
+            else:
                 queue.remove(ticket)
                 done.append(Dispatch(ticket, placement=placement))
 

@@ -98,19 +98,20 @@ class ServerPool:
     """The servers of one tier and what is on them.
 
     `order_seed` decides ties; give every router its own. Nothing here reads a clock or draws a
-    random
-    number: the same calls give the same choices.
+    random number: the same calls give the same choices.
     """
 
-    __slots__ = ("_by_id", "_capacity", "_groups", "_load", "_order_seed", "_preferred")
+    __slots__ = ("_by_id", "_capacity", "_free", "_groups", "_load", "_order_seed", "_preferred")
 
     def __init__(self, order_seed: int = 0) -> None:
         self._order_seed = order_seed & _MASK
         self._by_id: dict[str, _Server] = {}
         self._groups: dict[int, _CapacityGroup] = {}
-        # Tokens on, and capacity of, the eligible servers: what the affinity bound compares with.
+        # Tokens on, capacity of, and places free on the eligible servers, kept up to date: the
+        # affinity bound and the predicted wait ask for them at every request.
         self._load = 0
         self._capacity = 0
+        self._free = 0
         self._preferred: dict[str, _Server] = {}
 
     # Membership
@@ -171,7 +172,9 @@ class ServerPool:
         """Changes how many requests the server may have from this router at a time."""
         server = self._by_id[server_id]
         if server.request_limit != request_limit:
+            self._count(server, -1)
             server.request_limit = request_limit
+            self._count(server, 1)
             self._refresh(server)
 
     # Choice
@@ -214,6 +217,8 @@ class ServerPool:
         server.requests += 1
         if server.eligible:
             self._load += tokens
+            if server.requests <= server.request_limit:
+                self._free -= 1
         self._refresh(server)
 
     def release(self, server_id: str, tokens: int) -> None:
@@ -223,6 +228,8 @@ class ServerPool:
         server.requests -= 1
         if server.eligible:
             self._load -= tokens
+            if server.requests < server.request_limit:
+                self._free += 1
         if server.listed:
             self._refresh(server)
         elif server.requests == 0:
@@ -240,13 +247,10 @@ class ServerPool:
         """Tokens on the servers that take requests, those of others included."""
         return self._load
 
+    @property
     def free_places(self) -> int:
-        """Returns how many more requests the request limits of eligible servers allow."""
-        return sum(
-            max(0, server.request_limit - server.requests)
-            for server in self._by_id.values()
-            if server.eligible
-        )
+        """How many more requests the request limits of eligible servers allow."""
+        return self._free
 
     def running(self, server_id: str) -> tuple[int, int]:
         """Returns requests and tokens this router has on the server; (0, 0) if it is unknown."""
@@ -331,6 +335,7 @@ class ServerPool:
         if server.eligible:
             self._load += sign * (server.tokens + server.foreign_tokens)
             self._capacity += sign * server.capacity
+            self._free += sign * max(0, server.request_limit - server.requests)
 
     def _join_group(self, server: _Server) -> None:
         group = self._groups.get(server.capacity)

@@ -20,6 +20,7 @@ class Ticket:
         priority: how urgent it is.
         prompt_tokens: estimated tokens of the prompt.
         output_tokens: estimated tokens of the answer.
+        prompt_scale: the scale that `prompt_tokens` was estimated with.
         arrived_at: when it arrived.
         deadline: when the caller stops waiting for the whole answer.
         affinity_key: requests with the same key prefer the same server; empty means none.
@@ -34,6 +35,7 @@ class Ticket:
     priority: Priority
     prompt_tokens: int
     output_tokens: int
+    prompt_scale: float = 1.0
     arrived_at: float
     deadline: float
     affinity_key: str = ""

@@ -36,6 +36,11 @@ class TokenEstimator:
         self._mean_output = 0.0
         self._output_samples = 0
 
+    @property
+    def prompt_scale(self) -> float:
+        """What estimates are multiplied by now: counted tokens over those by size alone."""
+        return self._prompt_scale
+
     def prompt_tokens(self, texts: Iterable[str]) -> int:
         """Returns the estimated tokens of a conversation, at least 1."""
         size, messages = 0, 0
@@ -54,10 +59,17 @@ class TokenEstimator:
             return max_output_tokens
         return max(1, min(max_output_tokens, round(self._mean_output)))
 
-    def learn(self, estimated_prompt: int, counted_prompt: int, counted_output: int) -> None:
-        """Takes in what a server counted; a count of 0 means that it did not tell."""
+    def learn(
+        self, estimated_prompt: int, scale: float, counted_prompt: int, counted_output: int
+    ) -> None:
+        """Takes in what a server counted; a count of 0 means that it did not tell.
+
+        `scale` is the `prompt_scale` that `estimated_prompt` was made with. With the present one
+        instead, every answer on its way would correct the same error again, and estimates would
+        swing ever wider the more requests run at a time.
+        """
         if counted_prompt > 0 and estimated_prompt > 0:
-            target = self._prompt_scale * counted_prompt / estimated_prompt
+            target = scale * counted_prompt / estimated_prompt
             target = min(_LARGEST_SCALE, max(_SMALLEST_SCALE, target))
             self._prompt_scale += _LEARNING_RATE * (target - self._prompt_scale)
         if counted_output > 0:
