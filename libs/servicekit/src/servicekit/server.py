@@ -30,6 +30,7 @@ from servicekit.interceptors.rates import (
     WorldRateCheck,
 )
 from servicekit.interceptors.telemetry import TelemetryInterceptor
+from servicekit.interceptors.texts import TextCheck
 from servicekit.interceptors.validation import RequestValidator
 from servicekit.method_policies import (
     DEADLINE_SECONDS,
@@ -184,6 +185,7 @@ class RpcServer:
         # These come last: they need the decoded messages, so the chain itself calls them.
         checks: list[RequestCheck] = [
             RequestValidator(),
+            TextCheck(),
             WorldRateCheck(settings.rates, clock, largest_cost=largest_cost),
         ]
         self._chain = InterceptorChain(interceptors, checks, declarations, clock)

@@ -1,4 +1,4 @@
-"""Checks every request against the rules written in its proto, and every text for NUL."""
+"""Checks every request against the rules written in its proto."""
 
 from __future__ import annotations
 
