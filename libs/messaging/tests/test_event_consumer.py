@@ -442,7 +442,9 @@ async def test_cancelling_the_reader_ends_it_and_deletes_nothing_more() -> None:
 
 async def test_a_large_event_is_read_from_the_claim_store() -> None:
     bus = Bus()
-    large = GameEvent(event_id="large", event_type=1, source="s", payload=b"x" * 150_000)
+    large = GameEvent(
+        event_id="large", event_type=events_pb2.WEATHER_CHANGED, source="s", payload=b"x" * 150_000
+    )
     stored = stored_event(large)
     assert bus.claims is not None
     await bus.claims.put(stored.key, stored.content)
@@ -466,7 +468,9 @@ def forged(pointer: GameEvent, **changes: str) -> GameEvent:
 
 async def test_a_pointer_to_something_else_is_poison() -> None:
     bus = Bus()
-    stored = stored_event(GameEvent(event_id="large", event_type=1, source="s"))
+    stored = stored_event(
+        GameEvent(event_id="large", event_type=events_pb2.WEATHER_CHANGED, source="s")
+    )
     not_an_event = stored_event(GameEvent(event_id="other"))
     assert bus.claims is not None
     await bus.claims.put(stored.key, stored.content)
@@ -488,7 +492,9 @@ async def test_a_pointer_to_something_else_is_poison() -> None:
 
 async def test_a_claim_that_cannot_be_read_now_comes_again() -> None:
     bus = Bus()
-    stored = stored_event(GameEvent(event_id="large", event_type=1, source="s"))
+    stored = stored_event(
+        GameEvent(event_id="large", event_type=events_pb2.WEATHER_CHANGED, source="s")
+    )
     bus.claims = None
     bus.queue.add(OutgoingMessage(encode_event(stored.pointer)))
     async with bus.reading():

@@ -280,7 +280,12 @@ async def test_an_event_just_below_the_threshold_travels_by_itself() -> None:
         (event(payload_bytes=150_000), None),
         (event(payload_bytes=MAXIMUM_CLAIM_BYTES + 1), MemoryClaimStore()),
         (
-            GameEvent(event_id="a", event_type=1, source="s", metadata={"k": "v" * 150_000}),
+            GameEvent(
+                event_id="a",
+                event_type=events_pb2.WEATHER_CHANGED,
+                source="s",
+                metadata={"k": "v" * 150_000},
+            ),
             MemoryClaimStore(),
         ),
     ],
