@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import asyncpg
 import pytest
 
+from gaming.events.events_pb2 import WEATHER_CHANGED
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from knowledge_base.__main__ import connect
 from knowledge_base.adapters.postgres_memory import PostgresMemory
@@ -24,6 +25,7 @@ from servicekit.settings import SettingsError, load_settings
 TIMEOUT_SECONDS = 20
 CANARY = "the-canary-sings-at-dawn"
 WORLD_TABLES = (
+    "event_subscriptions",
     "worlds",
     "story_events",
     "story_event_terms",
@@ -62,6 +64,14 @@ async def make_world(running: RunningKnowledgeBase, name: str, word: str) -> str
         pb.RecordEventsRequest(
             world_id=world_id,
             events=[pb.StoryEvent(text=word, participants=[word], kind=word)],
+            request_id=str(uuid.uuid4()),
+        ),
+        timeout=TIMEOUT_SECONDS,
+    )
+    await stub.SetEventSubscription(
+        pb.SetEventSubscriptionRequest(
+            world_id=world_id,
+            subscription=pb.EventSubscription(event_types=[WEATHER_CHANGED], sources=[word]),
             request_id=str(uuid.uuid4()),
         ),
         timeout=TIMEOUT_SECONDS,

@@ -7,16 +7,21 @@ python -m knowledge_base prepare-model   writes the embedding model's graph, the
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 
+from gaming.events.events_pb2 import GameEvent
+from knowledge_base.adapters.bus_events import bus_event
 from knowledge_base.adapters.database import Database, UnsafeDatabaseError, open_database
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
 from knowledge_base.adapters.postgres_concepts import PostgresConcepts
 from knowledge_base.adapters.postgres_lore import PostgresLore
 from knowledge_base.adapters.postgres_memory import PostgresMemory
-from knowledge_base.adapters.schema import migrate_schema
+from knowledge_base.adapters.postgres_subscriptions import PostgresSubscriptions
+from knowledge_base.adapters.schema import SCHEMA, migrate_schema
 from knowledge_base.concepts import ConceptBook
 from knowledge_base.config import (
     DatabaseSettings,
@@ -24,6 +29,7 @@ from knowledge_base.config import (
     KnowledgeBaseSettings,
     MigrationSettings,
     ModelSettings,
+    NarrationSettings,
     RankingSettings,
 )
 from knowledge_base.embedding_cache import EmbeddingCache
@@ -32,11 +38,22 @@ from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder
 from knowledge_base.search import LoreSearch
 from knowledge_base.servicer import KnowledgeBaseServicer
+from knowledge_base.subscriptions import BusListener, Subscriptions
+from messaging.consumer import Handler
+from messaging.service_bus import (
+    keep_running,
+    open_consumer,
+    open_publisher,
+    say_what_is_joined,
+)
+from messaging.store_tasks import store_tasks
 from servicekit.clock import Clock
 from servicekit.runtime import ServiceRuntime, run_service
 from servicekit.settings import SettingsError
 
 _USAGE = 2
+# Enough for the relay, the clean-up and a few events at once; the rest of them wait their turn.
+_BUS_CONNECTIONS = 6
 
 
 async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> None:
@@ -52,8 +69,18 @@ async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> Non
             settings.embedding.query_cache_size,
         )
         database = await stack.enter_async_context(connect(stored))
-        servicer, memory = compose(database, embedder, runtime.clock, stored, settings.ranking)
-        await runtime.serve([servicer.registration()], settings.server, memory.forget_requests)
+        servicer, memory = compose(
+            database,
+            embedder,
+            runtime.clock,
+            stored,
+            settings.ranking,
+            announces=settings.messaging.publishes,
+        )
+        bus_tasks = await stack.enter_async_context(_join_bus(settings, runtime, embedder))
+        await runtime.serve(
+            [servicer.registration()], settings.server, memory.forget_requests, *bus_tasks
+        )
 
 
 def compose(
@@ -62,11 +89,16 @@ def compose(
     clock: Clock,
     stored: DatabaseSettings,
     ranking: RankingSettings,
+    *,
+    announces: bool,
 ) -> tuple[KnowledgeBaseServicer, WorldMemory]:
-    """Returns the service on a database and an embedder, and the part that has a task to run."""
+    """Returns the service on a database and an embedder, and the part that has a task to run.
+
+    `announces` says whether recorded story events are put into the outbox.
+    """
     lore = PostgresLore(database, clock, lock_wait_seconds=stored.ingest_lock_wait_seconds)
     memory = WorldMemory(
-        PostgresMemory(database),
+        PostgresMemory(database, announces=announces),
         embedder,
         clock,
         ranking.ranking,
@@ -78,7 +110,80 @@ def compose(
     )
     concepts = ConceptBook(PostgresConcepts(database), clock)
     ingest = LoreIngest(lore, embedder, clock)
-    return KnowledgeBaseServicer(ingest, search, memory, concepts), memory
+    subscriptions = Subscriptions(PostgresSubscriptions(database), clock)
+    return KnowledgeBaseServicer(ingest, search, memory, concepts, subscriptions), memory
+
+
+def compose_listener(
+    database: Database,
+    embedder: Embedder,
+    clock: Clock,
+    narration: NarrationSettings,
+    *,
+    announces: bool,
+) -> Handler:
+    """Returns what takes an event of the bus into the worlds that want it; it raises ServiceErrors.
+
+    `announces` as for `compose`.
+    """
+    listener = BusListener(
+        PostgresSubscriptions(database),
+        PostgresMemory(database, announces=announces),
+        embedder,
+        clock,
+        ignored_state_keys=narration.ignored_state_keys,
+    )
+
+    async def take(message: GameEvent) -> None:
+        event = bus_event(message)
+        if event is not None:
+            await listener.take(event)
+
+    return take
+
+
+@asynccontextmanager
+async def _join_bus(
+    settings: KnowledgeBaseSettings, runtime: ServiceRuntime, embedder: Embedder
+) -> AsyncIterator[tuple[Callable[[], Awaitable[None]], ...]]:
+    """Joins the game's event bus as far as the settings name it; yields the tasks that keep it up.
+
+    The bus has database connections of its own: a flood of events takes none from callers.
+    """
+    messaging = settings.messaging
+    say_what_is_joined(messaging)
+    if not (messaging.publishes or messaging.consumes):
+        yield ()
+        return
+    clock, telemetry, rng = runtime.clock, runtime.telemetry, runtime.random
+    async with AsyncExitStack() as stack:
+        publisher = None
+        if messaging.publishes:
+            publisher = await stack.enter_async_context(
+                open_publisher(messaging, clock=clock, telemetry=telemetry, random=rng)
+            )
+        database = await stack.enter_async_context(
+            connect(replace(settings.database, pool_size=_BUS_CONNECTIONS))
+        )
+        tasks = store_tasks(
+            database.pool,
+            publisher,
+            schema=SCHEMA,
+            settings=settings.bus_store,
+            stopping=runtime.stopping,
+            clock=clock,
+            rng=rng,
+            telemetry=telemetry,
+        )
+        if messaging.consumes:
+            take = compose_listener(
+                database, embedder, clock, settings.narration, announces=messaging.publishes
+            )
+            consumer = await stack.enter_async_context(
+                open_consumer(messaging, take, clock=clock, telemetry=telemetry, random=rng)
+            )
+            tasks += (partial(keep_running, "consumer", consumer.run, runtime.stopping, clock),)
+        yield tasks
 
 
 async def migrate(settings: MigrationSettings, runtime: ServiceRuntime) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import RecallParameters
+from messaging.outbox_settings import StoreSettings
+from messaging.settings import MessagingSettings
 from servicekit.server import ServerSettings
 from servicekit.settings import setting
 from servicekit.telemetry import TelemetrySettings
@@ -16,6 +18,7 @@ __all__ = [
     "KnowledgeBaseSettings",
     "MigrationSettings",
     "ModelSettings",
+    "NarrationSettings",
     "RankingSettings",
 ]
 
@@ -188,6 +191,17 @@ class RankingSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NarrationSettings:
+    """How events of the game's bus become story events."""
+
+    ignored_state_keys: tuple[str, ...] = setting(
+        "KNOWLEDGE_BASE_IGNORED_STATE_KEYS",
+        default=("players_online",),
+        help="keys of the world's state that no story tells, comma-separated",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KnowledgeBaseSettings:
     """All settings of the service."""
 
@@ -196,6 +210,9 @@ class KnowledgeBaseSettings:
     database: DatabaseSettings
     embedding: EmbeddingSettings
     ranking: RankingSettings
+    narration: NarrationSettings
+    messaging: MessagingSettings
+    bus_store: StoreSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

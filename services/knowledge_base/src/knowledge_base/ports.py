@@ -26,6 +26,7 @@ from knowledge_base.domain.memory import (
     StoryEvent,
     World,
 )
+from knowledge_base.domain.subscriptions import EventSubscription, NewSubscription
 
 __all__ = [
     "ConceptStore",
@@ -35,6 +36,7 @@ __all__ = [
     "LoreStore",
     "MemoryStore",
     "RequestKey",
+    "SubscriptionStore",
     "Vector",
 ]
 
@@ -181,6 +183,22 @@ class MemoryStore(Protocol):
         """
         ...
 
+    async def record_bus_event(
+        self,
+        world_id: uuid.UUID,
+        key: RequestKey,
+        bus_event_id: str,
+        event: tuple[uuid.UUID, NewEvent],
+        *,
+        model: str,
+        embedding: Vector,
+    ) -> bool:
+        """Appends the story event that a bus event became; False when the world has it already.
+
+        Raises WorldNotFound.
+        """
+        ...
+
     async def recall(
         self,
         world_id: uuid.UUID,
@@ -200,6 +218,38 @@ class MemoryStore(Protocol):
 
     async def forget_requests(self, before: datetime) -> int:
         """Forgets the requests recorded before a moment; returns how many."""
+        ...
+
+
+class SubscriptionStore(Protocol):
+    """Keeps what worlds take from the bus. Raises Unavailable when it is away."""
+
+    async def set_subscription(
+        self, world_id: uuid.UUID, key: RequestKey, subscription: NewSubscription
+    ) -> EventSubscription:
+        """Sets what the world takes; a repeat returns what the request set.
+
+        Raises WorldNotFound, RequestIdReused.
+        """
+        ...
+
+    async def get_subscription(self, world_id: uuid.UUID) -> EventSubscription | None:
+        """Returns what the world takes, None when nothing. Raises WorldNotFound."""
+        ...
+
+    async def delete_subscription(
+        self, world_id: uuid.UUID, key: RequestKey
+    ) -> EventSubscription | None:
+        """Ends what the world takes and returns it; a repeat returns what the request ended.
+
+        Raises WorldNotFound, RequestIdReused.
+        """
+        ...
+
+    async def subscribed_worlds(
+        self, event_type: int, source: str, world_id: uuid.UUID | None
+    ) -> list[uuid.UUID]:
+        """Returns the worlds that take such an event, only `world_id` unless it is None."""
         ...
 
 

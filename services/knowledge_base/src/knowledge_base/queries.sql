@@ -74,6 +74,18 @@ SELECT * FROM knowledge_base.recall_events(
 -- name: list_events
 SELECT * FROM knowledge_base.list_events($1, $2, $3, $4)
 
+-- name: set_event_subscription
+SELECT * FROM knowledge_base.set_event_subscription($1, $2, $3, $4, $5, $6)
+
+-- name: get_event_subscription
+SELECT * FROM knowledge_base.get_event_subscription($1)
+
+-- name: delete_event_subscription
+SELECT * FROM knowledge_base.delete_event_subscription($1, $2, $3, $4)
+
+-- name: subscribed_worlds
+SELECT world_id FROM knowledge_base.subscribed_worlds($1, $2, $3) AS world_id
+
 -- name: forget_requests
 SELECT knowledge_base.forget_requests($1)
 

@@ -12,10 +12,12 @@ from knowledge_base.concepts import ConceptBook
 from knowledge_base.domain.concepts import NewConcept, NewRelationship
 from knowledge_base.domain.lore import SearchQuery
 from knowledge_base.domain.memory import RecallQuery
+from knowledge_base.domain.subscriptions import NewSubscription
 from knowledge_base.domain.text import parse_world_id
 from knowledge_base.ingest import LoreIngest
 from knowledge_base.memory import WorldMemory
 from knowledge_base.search import LoreSearch
+from knowledge_base.subscriptions import Subscriptions
 from servicekit.errors import InvalidRequest
 from servicekit.server import ServiceRegistration
 
@@ -29,12 +31,18 @@ class KnowledgeBaseServicer(pb_grpc.KnowledgeBaseServiceServicer):
     """Serves the knowledge base."""
 
     def __init__(
-        self, ingest: LoreIngest, search: LoreSearch, memory: WorldMemory, concepts: ConceptBook
+        self,
+        ingest: LoreIngest,
+        search: LoreSearch,
+        memory: WorldMemory,
+        concepts: ConceptBook,
+        subscriptions: Subscriptions,
     ) -> None:
         self._ingest = ingest
         self._search = search
         self._memory = memory
         self._concepts = concepts
+        self._subscriptions = subscriptions
 
     def registration(self) -> ServiceRegistration:
         """Returns what a server needs to serve this."""
@@ -153,6 +161,36 @@ class KnowledgeBaseServicer(pb_grpc.KnowledgeBaseServiceServicer):
         )
         return pb.ListEventsResponse(
             events=map(wire.event_message, page.items), next_page_token=page.next_page_token
+        )
+
+    async def SetEventSubscription(  # noqa: N802  # named by the proto
+        self, request: pb.SetEventSubscriptionRequest, context: Any
+    ) -> pb.SetEventSubscriptionResponse:
+        """Sets what a world takes from the bus."""
+        wanted = request.subscription
+        subscription = await self._subscriptions.set(
+            uuid.UUID(request.request_id),
+            parse_world_id("world_id", request.world_id),
+            NewSubscription.of(wanted.event_types, wanted.sources),
+        )
+        return pb.SetEventSubscriptionResponse(subscription=wire.subscription_message(subscription))
+
+    async def GetEventSubscription(  # noqa: N802  # named by the proto
+        self, request: pb.GetEventSubscriptionRequest, context: Any
+    ) -> pb.GetEventSubscriptionResponse:
+        """Returns what a world takes from the bus."""
+        subscription = await self._subscriptions.get(parse_world_id("world_id", request.world_id))
+        return pb.GetEventSubscriptionResponse(subscription=wire.subscription_message(subscription))
+
+    async def DeleteEventSubscription(  # noqa: N802  # named by the proto
+        self, request: pb.DeleteEventSubscriptionRequest, context: Any
+    ) -> pb.DeleteEventSubscriptionResponse:
+        """Ends what a world takes from the bus."""
+        subscription = await self._subscriptions.delete(
+            uuid.UUID(request.request_id), parse_world_id("world_id", request.world_id)
+        )
+        return pb.DeleteEventSubscriptionResponse(
+            subscription=wire.subscription_message(subscription)
         )
 
     async def PutConcept(  # noqa: N802  # named by the proto

@@ -15,12 +15,13 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
-from knowledge_base.__main__ import compose, connect
+from knowledge_base.__main__ import compose, compose_listener, connect
 from knowledge_base.adapters.database import Database
 from knowledge_base.adapters.schema import migrate_schema
-from knowledge_base.config import DatabaseSettings, RankingSettings
+from knowledge_base.config import DatabaseSettings, NarrationSettings, RankingSettings
 from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder, Vector
+from messaging.consumer import Handler
 from servicekit.clock import Clock, SystemClock
 from servicekit.settings import load_settings
 from servicekit.testing import serve_for_test
@@ -45,7 +46,7 @@ DECLARE
     v_tables text;
 BEGIN
     SELECT string_agg(format('knowledge_base.%I', tablename), ', ') INTO v_tables
-    FROM pg_tables WHERE schemaname = 'knowledge_base' AND tablename <> 'schema_migrations';
+    FROM pg_tables WHERE schemaname = 'knowledge_base' AND tablename NOT LIKE '%schema_migrations';
     IF v_tables IS NOT NULL THEN
         CREATE TEMPORARY TABLE shared_world ON COMMIT DROP AS
             SELECT * FROM knowledge_base.worlds WHERE name = '';
@@ -98,6 +99,7 @@ class RunningKnowledgeBase:
         channel: the stub's channel.
         database: the connection as the service's role.
         memory: the part of the service with a background task.
+        take: takes an event of the bus.
         address: `host:port`.
     """
 
@@ -105,6 +107,7 @@ class RunningKnowledgeBase:
     channel: grpc.aio.Channel
     database: Database
     memory: WorldMemory
+    take: Handler
     address: str
 
 
@@ -151,7 +154,12 @@ async def empty_database(owner_url: str) -> None:
 
 @asynccontextmanager
 async def serve_knowledge_base(
-    owner_url: str, *, embedder: Embedder | None = None, clock: Clock | None = None, **environ: str
+    owner_url: str,
+    *,
+    embedder: Embedder | None = None,
+    clock: Clock | None = None,
+    announces: bool = False,
+    **environ: str,
 ) -> AsyncIterator[RunningKnowledgeBase]:
     """Migrates the database, then serves from it on a free port, as the role without privileges.
 
@@ -159,21 +167,36 @@ async def serve_knowledge_base(
         owner_url: an address of the database as its owner.
         embedder: default: a `HashEmbedder`.
         clock: the service's time.
-        environ: settings of the service as environment variables.
+        announces: whether recorded story events are put into the outbox.
+        environ: settings of the service and its server as environment variables.
     """
     await migrate_schema(owner_url, service_url(owner_url), SERVICE_ROLE)
     settings = load_settings(
         DatabaseSettings, {**environ, "KNOWLEDGE_BASE_DATABASE_URL": service_url(owner_url)}
     )
+    embedder, clock = embedder or HashEmbedder(), clock or SystemClock()
     async with connect(settings) as database:
         servicer, memory = compose(
             database,
-            embedder or HashEmbedder(),
-            clock or SystemClock(),
+            embedder,
+            clock,
             settings,
             load_settings(RankingSettings, environ),
+            announces=announces,
         )
-        async with serve_for_test([servicer.registration()]) as (server, channel):
+        take = compose_listener(
+            database,
+            embedder,
+            clock,
+            load_settings(NarrationSettings, environ),
+            announces=announces,
+        )
+        async with serve_for_test([servicer.registration()], **environ) as (server, channel):
             yield RunningKnowledgeBase(
-                pb_grpc.KnowledgeBaseServiceStub(channel), channel, database, memory, server.address
+                pb_grpc.KnowledgeBaseServiceStub(channel),
+                channel,
+                database,
+                memory,
+                take,
+                server.address,
             )

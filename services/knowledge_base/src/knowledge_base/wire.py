@@ -17,6 +17,7 @@ from knowledge_base.domain.lore import (
     SearchResult,
 )
 from knowledge_base.domain.memory import NewEvent, RecalledEvent, StoryEvent, World
+from knowledge_base.domain.subscriptions import EventSubscription
 from knowledge_base.domain.text import SHARED_WORLD
 from servicekit.errors import FieldViolation, InvalidRequest
 
@@ -31,6 +32,7 @@ __all__ = [
     "recalled_message",
     "relationship_message",
     "search_result_message",
+    "subscription_message",
     "world_message",
 ]
 
@@ -160,6 +162,18 @@ def search_result_message(result: SearchResult) -> pb.SearchResult:
         score=result.score,
         vector_score=result.vector_score,
         keyword_score=result.keyword_score,
+    )
+
+
+def subscription_message(subscription: EventSubscription | None) -> pb.EventSubscription | None:
+    """Returns what a world takes from the bus; None, so an unset field, when nothing."""
+    if subscription is None:
+        return None
+    return pb.EventSubscription(
+        world_id=str(subscription.world_id),
+        event_types=subscription.event_types,  # type: ignore[arg-type]  # validated when it was set
+        sources=subscription.sources,
+        update_time=_stamp(subscription.update_time),
     )
 
 

@@ -58,7 +58,7 @@ class Database:
     """
 
     def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
+        self.pool = pool
 
     async def fetch(self, query: str, *arguments: Any) -> list[Any]:
         """Returns all rows."""
@@ -75,7 +75,7 @@ class Database:
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """Lends a connection; errors inside become those of this class."""
         with _caller_errors(), database_errors():
-            async with self._pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
+            async with self.pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
                 yield connection
 
 

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import asyncpg
+
+from knowledge_base.adapters.bus_events import SOURCE, recorded_message
 from knowledge_base.adapters.database import QUERIES, Database, encode_vector
+from knowledge_base.adapters.schema import SCHEMA
 from knowledge_base.domain.errors import WorldNotFound
 from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import (
@@ -18,6 +22,8 @@ from knowledge_base.domain.memory import (
     World,
 )
 from knowledge_base.ports import RequestKey, Vector
+from messaging.inbox import first_time
+from messaging.outbox import enqueue
 
 __all__ = ["PostgresMemory"]
 
@@ -25,10 +31,15 @@ _SECONDS_PER_HOUR = 3600.0
 
 
 class PostgresMemory:
-    """The port `MemoryStore` on PostgreSQL."""
+    """The port `MemoryStore` on PostgreSQL.
 
-    def __init__(self, database: Database) -> None:
+    Args:
+        announces: whether the bus is told of recorded events, in the transaction that records.
+    """
+
+    def __init__(self, database: Database, *, announces: bool = False) -> None:
         self._database = database
+        self._announces = announces
 
     async def create_world(
         self, key: RequestKey, world_id: uuid.UUID, name: str, description: str
@@ -85,29 +96,50 @@ class PostgresMemory:
 
         Raises WorldNotFound, RequestIdReused.
         """
-        items = [
-            {
-                "event_id": str(event_id),
-                "text": event.text,
-                "kind": event.kind,
-                "participants": event.participants,
-                "occur_time": (event.occur_time or key.now).isoformat(),
-                "importance": event.importance,
-                "search_text": event.search_text,
-            }
-            for event_id, event in events
-        ]
-        rows = await self._database.fetch(
-            QUERIES.record_events,
-            world_id,
-            key.request_id,
-            key.fingerprint,
-            key.now,
-            json.dumps(items),
-            model,
-            [encode_vector(embedding) for embedding in embeddings],
-        )
-        return [_event(row) for row in rows]
+        async with self._database.connection() as connection:
+            # Without an announcement one statement is the whole transaction: one round trip.
+            if not self._announces:
+                return await _append(
+                    connection, world_id, key, events, model=model, embeddings=embeddings
+                )
+            async with connection.transaction():
+                recorded = await _append(
+                    connection, world_id, key, events, model=model, embeddings=embeddings
+                )
+                # A repeat returns the events of the first time, which are announced already.
+                if recorded[0].event_id == events[0][0]:
+                    messages = [recorded_message(world_id, event) for event in recorded]
+                    await enqueue(connection, *messages, schema=SCHEMA)
+                return recorded
+
+    async def record_bus_event(
+        self,
+        world_id: uuid.UUID,
+        key: RequestKey,
+        bus_event_id: str,
+        event: tuple[uuid.UUID, NewEvent],
+        *,
+        model: str,
+        embedding: Vector,
+    ) -> bool:
+        """Appends the story event that a bus event became; False when the world has it already.
+
+        Raises WorldNotFound.
+        """
+        async with self._database.connection() as connection, connection.transaction():
+            if not await first_time(
+                connection, f"{SOURCE}/{world_id}", bus_event_id, schema=SCHEMA
+            ):
+                return False
+            (recorded,) = await _append(
+                connection, world_id, key, [event], model=model, embeddings=embedding[None, :]
+            )
+            if recorded.event_id != event[0]:  # the request remembers longer than the inbox
+                return False
+            if self._announces:
+                message = recorded_message(world_id, recorded, cause_event_id=bus_event_id)
+                await enqueue(connection, message, schema=SCHEMA)
+            return True
 
     async def recall(
         self,
@@ -150,6 +182,40 @@ class PostgresMemory:
     async def forget_requests(self, before: datetime) -> int:
         """Forgets the requests recorded before a moment; returns how many."""
         return int(await self._database.fetch_value(QUERIES.forget_requests, before))
+
+
+async def _append(
+    connection: asyncpg.Connection,
+    world_id: uuid.UUID,
+    key: RequestKey,
+    events: Sequence[tuple[uuid.UUID, NewEvent]],
+    *,
+    model: str,
+    embeddings: Vector,
+) -> list[StoryEvent]:
+    items = [
+        {
+            "event_id": str(event_id),
+            "text": event.text,
+            "kind": event.kind,
+            "participants": event.participants,
+            "occur_time": (event.occur_time or key.now).isoformat(),
+            "importance": event.importance,
+            "search_text": event.search_text,
+        }
+        for event_id, event in events
+    ]
+    rows = await connection.fetch(
+        QUERIES.record_events,
+        world_id,
+        key.request_id,
+        key.fingerprint,
+        key.now,
+        json.dumps(items),
+        model,
+        [encode_vector(embedding) for embedding in embeddings],
+    )
+    return [_event(row) for row in rows]
 
 
 def _world(row: Any) -> World:

@@ -10,13 +10,14 @@ from urllib.parse import unquote, urlsplit
 import asyncpg
 import structlog
 
+from messaging.store_schema import grant_stores, migrate_stores
 from servicekit.postgres import migrate
 
-__all__ = ["migrate_schema"]
+__all__ = ["SCHEMA", "migrate_schema"]
 
 log = structlog.get_logger(__name__)
 
-_SCHEMA = "knowledge_base"
+SCHEMA = "knowledge_base"
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _STATEMENT_TIMEOUT_SECONDS = 600.0
 # RFC 7677 for SCRAM-SHA-256; PostgreSQL's own default.
@@ -43,12 +44,14 @@ async def migrate_schema(owner_url: str, service_url: str, service_role: str) ->
         server_settings={"application_name": "knowledge_base-migrate"},
     )
     try:
-        applied = await migrate(connection, "knowledge_base", schema=_SCHEMA)
+        applied = await migrate(connection, "knowledge_base", schema=SCHEMA)
+        applied += await migrate_stores(connection, schema=SCHEMA)
         await connection.execute(
             "SELECT knowledge_base.provision_service_role($1, $2)",
             service_role,
             _verifier_for(service_url, service_role),
         )
+        await grant_stores(connection, schema=SCHEMA, role=service_role)
     finally:
         await connection.close(timeout=_CONNECT_TIMEOUT_SECONDS)
     log.info("schema_ready", applied=applied, service_role=service_role)
