@@ -38,6 +38,19 @@ def test_a_fault_may_only_delay() -> None:
     assert (hit.delay_seconds, hit.error) == (0.5, None)
 
 
+def test_a_held_call_goes_on_when_the_faults_are_cleared() -> None:
+    faults = FaultInjector()
+    faults.add({"operation": "DescribeInstances", "hold": True})
+    hit = faults.take(LIST)
+    assert hit is not None
+    assert hit.release is not None
+    assert faults.held() == ["DescribeInstances"]
+    faults.clear()
+    hit.wait()
+    assert hit.release.is_set()
+    assert faults.held() == []
+
+
 @pytest.mark.parametrize(
     ("document", "named"),
     [
@@ -46,6 +59,7 @@ def test_a_fault_may_only_delay() -> None:
         ({"operation": "X", "error_code": "Y", "count": 0}, "count"),
         ({"operation": "X", "error_code": "Y", "count": "2"}, "count"),
         ({"operation": "X", "error_code": "Y", "delay_seconds": 3600}, "delay_seconds"),
+        ({"operation": "X", "hold": "yes"}, "hold"),
     ],
 )
 def test_a_fault_that_makes_no_sense_is_refused(document: dict[str, object], named: str) -> None:

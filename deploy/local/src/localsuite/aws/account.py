@@ -84,6 +84,8 @@ def _ensure_group(autoscaling: Any, name: str, tier: TierCapacity, zones: Sequen
         "MinSize": tier.min_size,
         "MaxSize": tier.max_size,
         "AvailabilityZones": list(zones),
+        # A smaller size alone never ends a server: the autoscaler drains it and ends it by id.
+        "NewInstancesProtectedFromScaleIn": True,
         "MixedInstancesPolicy": {
             "LaunchTemplate": {
                 "LaunchTemplateSpecification": {

@@ -58,7 +58,10 @@ class ControlApi:
             ("POST", "kill-host"): self._kill_host,
             ("POST", "stock"): self._set_stock,
             ("POST", "faults"): self._add_fault,
-            ("GET", "faults"): lambda _: {"faults": self._faults.waiting()},
+            ("GET", "faults"): lambda _: {
+                "faults": self._faults.waiting(),
+                "held": self._faults.held(),
+            },
             ("DELETE", "faults"): self._clear_faults,
         }
 

@@ -1,7 +1,6 @@
 """The WSGI application: our capacity is answered here, everything else by moto."""
 
 import io
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -91,7 +90,7 @@ class LocalAwsFront:
     def _inject_fault(self, target: CallTarget) -> None:
         injected = self.faults.take(target)
         if injected is not None:
-            time.sleep(injected.delay_seconds)
+            injected.wait()
             if injected.error is not None:
                 raise injected.error
 
