@@ -1,6 +1,7 @@
 """The control loop on in-memory outside systems."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,6 +137,49 @@ async def test_two_leaders_for_a_moment_do_no_harm(world: MemoryWorld) -> None:
     await one.loop.tick()  # still believes in its lease
     assert world.cloud.groups[GOLD].desired == 6
     assert len(world.cloud.instance_ids(GOLD)) == 6
+
+
+async def test_a_leader_whose_lease_ran_out_asks_again_before_it_acts(world: MemoryWorld) -> None:
+    replica = world.replica()
+    await world.tick(replica)
+    await world.clock.advance(15.0)  # frozen for the length of its lease
+    world.ask(gold=40_000)
+    world.refresh()
+    await replica.loop.tick()
+    assert replica.leadership.role is Role.LAPSED
+    assert world.cloud.groups[GOLD].desired == 2
+    await world.tick(replica)
+    assert world.cloud.groups[GOLD].desired == 6
+
+
+async def test_a_size_that_changed_since_it_was_read_is_not_overwritten(
+    world: MemoryWorld,
+) -> None:
+    replica = world.replica()
+    looks: list[str] = []
+
+    def another_leader_acts(operation: str) -> None:
+        looks.append(operation)
+        if looks == ["DescribeAutoScalingGroups"] * 2:
+            world.cloud.groups[GOLD] = replace(world.cloud.groups[GOLD], desired=9)
+
+    world.cloud.on_call = another_leader_acts
+    world.ask(gold=40_000)
+    await world.tick(replica)
+    assert world.cloud.groups[GOLD].desired == 9
+    assert changes(world)[0].outcome is Outcome.FAILED
+
+
+async def test_servers_beyond_the_groups_size_are_counted_and_the_size_put_right(
+    world: MemoryWorld,
+) -> None:
+    """A late call of a former leader shrank the size; scale-in protection kept the servers."""
+    replica = world.replica()
+    world.cloud.groups[GOLD] = replace(world.cloud.groups[GOLD], desired=1)
+    world.ask(gold=10_000)
+    await world.tick(replica)
+    assert world.cloud.groups[GOLD].desired == 2
+    assert len(world.cloud.instance_ids(GOLD)) == 2
 
 
 async def test_with_the_database_away_the_leader_adds_and_never_takes_away(

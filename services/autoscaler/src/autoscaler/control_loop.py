@@ -5,6 +5,7 @@ This is the only place that sets the size of anything.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -54,6 +55,8 @@ log = structlog.get_logger(__name__)
 
 _ID_RANDOM_BITS = 62
 _INTENT_LOST = "The replica that decided stopped before the outcome was known."
+_LEAD_ENDED = "The lead ended before the cloud had answered; whoever leads decides anew."
+_SIZE_CHANGED = "The group's size changed after it was read; the next round decides anew."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +148,8 @@ class ControlLoop:
             self._prepared_epoch = None
             await self._follow()
             return
+        if role is Role.LAPSED:
+            return
         reachable = role is Role.LEADER and await self._prepare()
         if self._prepared_epoch is None:
             return  # it has just been elected and the database went away: no state, no acts
@@ -174,7 +179,7 @@ class ControlLoop:
                 current.groups,
                 current.fleet,
                 self._settings.policies,
-                may_take_away=reachable and self._leadership.role is Role.LEADER,
+                take_away_seconds=lambda: self._take_away_seconds() if reachable else 0.0,
                 now=now,
             )
         await self._share()
@@ -312,15 +317,33 @@ class ControlLoop:
         for instance_id in plan.resume_instance_ids:
             await self.drains.cancel(instance_id)
         if plan.group_desired is not None:
-            await self._cloud.set_desired(snapshot.tier, plan.group_desired)
+            await self._set_size(snapshot, plan.group_desired)
         instances = {i.instance_id: i for i in snapshot.instances}
         for instance_id in plan.drain_instance_ids:
+            if self._take_away_seconds() <= 0:
+                return _LEAD_ENDED
             # A drain must survive this replica, so without the database it does not begin.
             if not await self.drains.start(
                 instances[instance_id], policy, record.decision_id, record.decide_time
             ):
                 return "The database is away, so no drain was begun."
         return ""
+
+    async def _set_size(self, snapshot: TierSnapshot, size: int) -> None:
+        """Set a group's size if it is still the one that was decided on, and while this one leads.
+
+        The cloud checks no fencing token. A leader that was held up between its look and this call
+        would undo, with an absolute size, what another leader has done since.
+        """
+        tier = snapshot.tier
+        try:
+            async with asyncio.timeout(self._leadership.act_seconds):
+                group = (await self._cloud.describe()).get(tier)
+                if group is None or group.desired != snapshot.group_desired:
+                    raise CloudError(_SIZE_CHANGED)
+                await self._cloud.set_desired(tier, size)
+        except TimeoutError:
+            raise CloudError(_LEAD_ENDED) from None
 
     async def _write_outcome(self, record: DecisionRecord) -> None:
         decision = record.decision
@@ -341,6 +364,10 @@ class ControlLoop:
             await self._stores.journal.save_reports(list(self._picture.reports.values()))
         except DatabaseAway:
             log.debug("reports_not_shared")
+
+    def _take_away_seconds(self) -> float:
+        leads = self._leadership.role is Role.LEADER
+        return (self._leadership.act_seconds or 0.0) if leads else 0.0
 
     def _committed_cost(self, tier: Tier, group: ScalingGroup) -> float:
         """Return what a group costs once everything it was asked for runs."""

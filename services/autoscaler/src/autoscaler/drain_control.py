@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import structlog
@@ -45,6 +45,7 @@ class DrainControl:
         self._journal = journal
         self._lease_seconds = max(_SHORTEST_LEASE_SECONDS, _LEASE_TICKS * tick_seconds)
         self._drains: dict[str, Drain] = {}
+        self._asked_at = float("-inf")
 
     @property
     def instance_ids(self) -> frozenset[str]:
@@ -52,8 +53,9 @@ class DrainControl:
         return frozenset(self._drains)
 
     def load(self, drains: Mapping[str, Drain]) -> None:
-        """Go on with the drains a former leader began."""
+        """Go on with the drains a former leader began, each with its whole window ahead of it."""
         self._drains = dict(drains)
+        self._asked_at = float("-inf")
 
     async def start(
         self, instance: Instance, policy: TierPolicy, decision_id: str, now: float
@@ -93,10 +95,19 @@ class DrainControl:
         fleet: FleetView,
         policies: Mapping[Tier, TierPolicy],
         *,
-        may_take_away: bool,
+        take_away_seconds: Callable[[], float],
         now: float,
     ) -> None:
-        """Move every drain on by one step: ask the routers, and terminate what is drained."""
+        """Move every drain on by one step: ask the routers, and terminate what is drained.
+
+        `take_away_seconds` tells for how long this replica may still terminate, 0 when it may not.
+        It is asked again before each termination, which ends with it: a round may be held up for
+        longer than a lease, and another leader may have taken the instance back since.
+        """
+        if now - self._asked_at > self._lease_seconds:
+            # The routers have dropped these drains meanwhile, or may have.
+            self._drains = {i: drain.begun_anew(now) for i, drain in self._drains.items()}
+        self._asked_at = now
         live = {i.instance_id for group in groups.values() for i in group.live}
         for instance_id, drain in list(self._drains.items()):
             if drain.tier in groups and instance_id not in live:
@@ -108,7 +119,7 @@ class DrainControl:
         async def step(drain: Drain) -> None:
             async with limit:
                 await self._step(
-                    drain, fleet, policies[drain.tier], may_take_away=may_take_away, now=now
+                    drain, fleet, policies[drain.tier], take_away_seconds=take_away_seconds, now=now
                 )
 
         async with asyncio.TaskGroup() as group:
@@ -121,11 +132,14 @@ class DrainControl:
         fleet: FleetView,
         policy: TierPolicy,
         *,
-        may_take_away: bool,
+        take_away_seconds: Callable[[], float],
         now: float,
     ) -> None:
         host = fleet.hosts.get(drain.instance_id)
         fresh = fleet.age_seconds is not None and fleet.age_seconds <= policy.fleet_stale_seconds
+        if host is not None and host.interruption_time is not None:
+            latest = host.interruption_time - policy.interruption_margin_seconds
+            drain = replace(drain, deadline=min(drain.deadline, latest))
         requests: int | None = None
         servers = set(drain.server_ids)
         if host is not None:
@@ -142,19 +156,22 @@ class DrainControl:
             replace(drain, server_ids=tuple(sorted(servers))),
             running_by_router=running,
             fleet_requests=requests,
-            may_take_away=may_take_away,
+            fleet_is_fresh=fresh,
+            settle_seconds=policy.fleet_stale_seconds,
+            may_take_away=take_away_seconds() > 0,
             now=now,
         )
         if verdict is DrainVerdict.WAIT:
             log.debug("drain_waits", instance_id=drain.instance_id, reason=reason)
             return
         try:
-            await self._cloud.terminate(drain.instance_id)
-        except CloudError as error:
+            async with asyncio.timeout(take_away_seconds()):
+                await self._cloud.terminate(drain.instance_id)
+        except (CloudError, TimeoutError) as error:
             log.warning(
                 "drained_instance_not_terminated",
                 instance_id=drain.instance_id,
-                error=error.message,
+                error=error.message if isinstance(error, CloudError) else "the lead ended",
             )
             return
         log.info(

@@ -26,6 +26,9 @@ class Role(StrEnum):
 
     LEADER = "leader"
     """It decides and acts."""
+    LAPSED = "lapsed"
+    """Its lease ran out before it asked again, as after a freeze: it does nothing until it asked,
+    for another replica may lead by now."""
     CUT_OFF = "cut_off"
     """It led and cannot reach the database: it goes on adding, takes nothing away."""
     FOLLOWER = "follower"
@@ -53,9 +56,22 @@ class Leadership:
         """What this replica may do at this moment."""
         if not self._has_led:
             return Role.FOLLOWER
-        if self.database_reachable and self._clock.monotonic() < self._valid_until:
-            return Role.LEADER
-        return Role.CUT_OFF
+        if not self.database_reachable:
+            return Role.CUT_OFF
+        return Role.LEADER if self._clock.monotonic() < self._valid_until else Role.LAPSED
+
+    @property
+    def act_seconds(self) -> float | None:
+        """How long an act that begins now may take, so that it cannot outlast the lead.
+
+        0 when it may not begin; None for a leader that is cut off: no lease tells its end.
+        """
+        match self.role:
+            case Role.LEADER:
+                return self._valid_until - self._clock.monotonic()
+            case Role.CUT_OFF:
+                return None
+        return 0.0
 
     async def run(self) -> None:
         """Renew until cancelled."""

@@ -280,7 +280,7 @@ def _plan(snapshot: TierSnapshot, desired: int, base: int, replacement: Replacem
     draining = len(snapshot.draining) - len(resumes) + len(drains)
     size = min(desired + draining, snapshot.group_maximum)
     # Below the live instances the group would choose a victim itself; we terminate by id instead.
-    size = max(size, min(len(snapshot.instances), snapshot.group_desired))
+    size = max(size, min(len(snapshot.instances), snapshot.group_maximum))
     return Plan(
         resume_instance_ids=resumes,
         group_desired=None if size == snapshot.group_desired else size,

@@ -121,8 +121,12 @@ class TierSnapshot:
 
     @property
     def current(self) -> int:
-        """Servers asked for: the group's size less the ones on their way out."""
-        return max(0, self.group_desired - len(self.draining))
+        """Servers there and asked for, less the ones on their way out.
+
+        More may be there than the group's size says: a late call of a former leader made it
+        smaller, and scale-in protection kept them. They are drained like any others.
+        """
+        return max(0, max(self.group_desired, len(self.instances)) - len(self.draining))
 
     @property
     def unlaunched(self) -> int:

@@ -53,6 +53,11 @@ class ScriptedRouter(ai_router_pb2_grpc.AiRouterServiceServicer):
     _sequence: int = 0
 
     @property
+    def messages(self) -> int:
+        """How many messages of demand it has sent, to all who watch together."""
+        return self._sequence
+
+    @property
     def registration(self) -> ServiceRegistration:
         """What a server of the suite serves."""
         return ServiceRegistration.of(
