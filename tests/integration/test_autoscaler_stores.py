@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import asyncpg
 import pytest
 
 from autoscaler.adapters.postgres_stores import open_postgres_stores
+from autoscaler.buffered_journal import BufferedJournal, SaveDecision
 from autoscaler.domain.control_state import ControlState
 from autoscaler.domain.decide import decide
 from autoscaler.domain.decision import Counterfactual, DecisionRecord, Outcome
@@ -19,10 +21,12 @@ from autoscaler.domain.drains import Drain
 from autoscaler.domain.journal_rules import decision_id
 from autoscaler.domain.observation import Players
 from autoscaler.domain.overrides import Override, OverrideKind
+from autoscaler.domain.player_counts import PlayerShare
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import DecisionFilter, RequestIdReused, Stores, TierReport
 from autoscaler.testing.builders import START, build_policy, build_tier_snapshot
 from autoscaler.testing.memory_stores import MemoryDatabase
+from gaming.events.events_pb2 import CapacityChangedEvent, GameEvent
 from localsuite.postgres import EmbeddedPostgres
 from servicekit.postgres import DatabaseAway
 
@@ -250,6 +254,24 @@ async def test_many_holds_at_once_leave_one(backend: Backend) -> None:
     assert len(await backend.stores.overrides.overrides(START + 1)) == 1
 
 
+async def test_shares_of_players_add_up_and_only_newer_ones_count(backend: Backend) -> None:
+    now = datetime.now(UTC).timestamp()
+    players = backend.stores.players
+
+    def share(source: str, world_id: str, online: int, age_seconds: float) -> PlayerShare:
+        count_time = round(now - age_seconds, 3)
+        return PlayerShare(source=source, world_id=world_id, online=online, count_time=count_time)
+
+    await players.report_share(share("a", "", 100, 20))
+    await players.report_share(share("b", "w1", 30, 10))
+    await backend.others.players.report_share(share("b", "w2", 5, 10))
+    for _ in range(2):  # a repeat, and a straggler
+        await backend.others.players.report_share(share("b", "w1", 999, 15))
+    assert await players.players() == Players(online=135, count_time=round(now - 20, 3))
+    newer = Players(online=700, count_time=round(now, 3))
+    assert await players.report_players(newer, "game") == newer
+
+
 async def test_only_a_newer_count_of_players_counts(backend: Backend) -> None:
     players = backend.stores.players
     assert await players.players() is None
@@ -315,3 +337,68 @@ async def test_a_database_that_is_away_says_so_and_comes_back(backend: Backend) 
             except DatabaseAway:
                 await asyncio.sleep(0.05)
     assert await backend.stores.journal.get(record(1).decision_id) == record(1)
+
+
+async def outbox(url: str) -> list[CapacityChangedEvent]:
+    connection = await asyncpg.connect(url)
+    try:
+        rows = await connection.fetch("SELECT event FROM autoscaler.outbox ORDER BY position")
+    finally:
+        await connection.close()
+    events = [GameEvent.FromString(row["event"]) for row in rows]
+    return [CapacityChangedEvent.FromString(event.payload) for event in events]
+
+
+async def test_a_change_of_capacity_is_announced_with_its_journal_entry_and_once(
+    postgres_database: str,
+) -> None:
+    async with open_postgres_stores(postgres_database, announces=True) as database:
+        await database.migrate()
+        journal = database.stores.journal
+        change, steady, failed = (
+            record(1, tokens=90_000),
+            record(2, tokens=9_000, outcome=Outcome.NO_CHANGE),
+            record(3, tokens=90_000, outcome=Outcome.FAILED),
+        )
+        await journal.save(replace(change, outcome=None))  # the intent tells nobody anything
+        assert await outbox(postgres_database) == []
+        for _ in range(3):  # an answer that was lost is asked for again
+            await journal.save(change)
+        await journal.save(steady)
+        await journal.save(failed)
+        (announced,) = await outbox(postgres_database)
+        assert announced.decision_id == change.decision_id
+        assert announced.desired == change.decision.desired
+
+
+async def test_what_was_buffered_while_the_database_was_away_is_announced_with_its_entry(
+    postgres_server: EmbeddedPostgres, postgres_database: str
+) -> None:
+    async with open_postgres_stores(postgres_database, announces=True) as database:
+        await database.migrate()
+        stores = database.stores
+        buffer = BufferedJournal(stores.journal, stores.drains, limit=10)
+        change = record(1, tokens=90_000)
+        postgres_server.kill()
+        try:
+            assert not await buffer.write(SaveDecision(change))
+        finally:
+            postgres_server.start()
+        assert await buffer.flush()
+        assert [event.decision_id for event in await outbox(postgres_database)] == [
+            change.decision_id
+        ]
+        assert await stores.journal.get(change.decision_id) is not None
+
+
+async def test_an_entry_whose_announcement_cannot_be_kept_is_not_kept_either(
+    postgres_database: str,
+) -> None:
+    async with open_postgres_stores(postgres_database, announces=True) as database:
+        await database.migrate()
+        async with database.pool.acquire() as connection:
+            await connection.execute("ALTER TABLE autoscaler.outbox ADD CHECK (position < 0)")
+        change = record(1, tokens=90_000)
+        with pytest.raises(asyncpg.CheckViolationError):
+            await database.stores.journal.save(change)
+        assert await database.stores.journal.get(change.decision_id) is None

@@ -8,6 +8,7 @@ import sys
 from contextlib import AsyncExitStack
 
 from autoscaler.config import AutoscalerSettings
+from autoscaler.event_bus import join_bus
 from autoscaler.service import open_autoscaler
 from servicekit.runtime import ServiceRuntime, run_service
 
@@ -25,7 +26,16 @@ async def main(settings: AutoscalerSettings, runtime: ServiceRuntime) -> None:
                 telemetry=runtime.telemetry,
             )
         )
-        await runtime.serve(replica.registrations, settings.server, *replica.tasks)
+        bus_tasks = await stack.enter_async_context(
+            join_bus(
+                settings,
+                stopping=runtime.stopping,
+                clock=runtime.clock,
+                rng=runtime.random,
+                telemetry=runtime.telemetry,
+            )
+        )
+        await runtime.serve(replica.registrations, settings.server, *replica.tasks, *bus_tasks)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from autoscaler.tier_settings import (
     SilverSettings,
     TierSettings,
 )
+from messaging.outbox_settings import StoreSettings
+from messaging.settings import MessagingSettings
 from servicekit.channels import ChannelSettings
 from servicekit.server import ServerSettings
 from servicekit.settings import SettingsError, setting
@@ -294,6 +296,22 @@ class CloudSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlayerEventSettings:
+    """Which events of the game's bus count players."""
+
+    state_key: str = setting(
+        "AUTOSCALER_PLAYERS_STATE_KEY",
+        default="players_online",
+        help="key of world_state.updated events that holds the players online",
+    )
+    sources: tuple[str, ...] = setting(
+        "AUTOSCALER_PLAYERS_SOURCES",
+        default=(),
+        help="services whose counts are taken, comma-separated; empty: every service's",
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AutoscalerSettings:
     """Everything the autoscaler is told from outside."""
 
@@ -308,6 +326,9 @@ class AutoscalerSettings:
     journal: JournalSettings
     prices: PriceSettings
     cloud: CloudSettings
+    player_events: PlayerEventSettings
+    messaging: MessagingSettings
+    bus_store: StoreSettings
     database_url: str = setting(
         "AUTOSCALER_DATABASE_URL",
         help="postgresql://user:password@host:port/database",

@@ -12,6 +12,7 @@ from autoscaler.domain.drains import Drain
 from autoscaler.domain.fleet_view import FleetView, ScalingGroup
 from autoscaler.domain.observation import Players
 from autoscaler.domain.overrides import Override
+from autoscaler.domain.player_counts import PlayerShare
 from autoscaler.domain.tiers import Tier
 from servicekit.errors import InvalidRequest
 
@@ -226,8 +227,12 @@ class PlayerStore(Protocol):
         """Keep a count unless a newer one is there; return the one in force."""
         ...
 
+    async def report_share(self, share: PlayerShare) -> None:
+        """Keep what one service counted unless a newer count of it is there."""
+        ...
+
     async def players(self) -> Players | None:
-        """Return the count in force."""
+        """Return the count in force; see `players_in_force`."""
         ...
 
 

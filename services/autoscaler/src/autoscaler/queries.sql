@@ -116,7 +116,22 @@ ON CONFLICT (only_row) DO UPDATE SET
 WHERE p.count_time < excluded.count_time
 
 -- name: get_players
-SELECT online, count_time FROM autoscaler.players
+-- The report (without a source) and the shares, with the database's present.
+SELECT NULL AS source, '' AS world_id, online, count_time, clock_timestamp() AS now
+FROM autoscaler.players
+UNION ALL
+SELECT source, world_id, online, count_time, clock_timestamp() FROM autoscaler.player_shares
+
+-- name: report_share
+-- An absolute count, so that repeats and stragglers change nothing.
+INSERT INTO autoscaler.player_shares AS s (source, world_id, online, count_time)
+VALUES ($1, $2, $3, $4)
+ON CONFLICT (source, world_id) DO UPDATE SET
+    online = excluded.online, count_time = excluded.count_time
+WHERE s.count_time < excluded.count_time
+
+-- name: delete_player_shares
+DELETE FROM autoscaler.player_shares WHERE count_time < $1
 
 -- name: acquire_lease
 -- The epoch counts changes of hands; a renewal in time keeps it.

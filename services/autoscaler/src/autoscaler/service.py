@@ -23,7 +23,7 @@ from autoscaler.picture import Picture
 from autoscaler.servicer import AutoscalerServicer, ServicerSettings
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from servicekit.channels import open_channel
-from servicekit.clock import Clock
+from servicekit.clock import Clock, SteadyClock
 from servicekit.postgres import DatabaseAway
 from servicekit.server import ServiceRegistration
 from servicekit.telemetry import Telemetry
@@ -65,12 +65,20 @@ async def open_autoscaler(
     Raises ValueError when settings contradict each other, SettingsError for an address that needs
     TLS and has none.
     """
+    # Cooldowns, drain windows and ages are durations: setting the machine's time must not end them.
+    clock = SteadyClock(clock)
     telemetry = telemetry or Telemetry("autoscaler")
     policies = settings.policies()
     tiers = settings.tiers()
     budget = settings.budget()
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_postgres_stores(settings.database_url))
+        database = await stack.enter_async_context(
+            open_postgres_stores(
+                settings.database_url,
+                announces=settings.messaging.publishes,
+                players_stale_seconds=settings.pace.players_stale_seconds,
+            )
+        )
         stores = database.stores
         cloud = await stack.enter_async_context(
             open_aws_scaling_groups(

@@ -63,12 +63,14 @@ class WatchedFleet:
     def take(self, message: gpu_metrics_pb2.WatchFleetResponse) -> None:
         """Take in one message of the feed."""
         kind = message.WhichOneof("update")
+        # Moments in the message are by the collector's clock; ours may differ from it.
+        ahead_seconds = self._clock.now().timestamp() - message.send_time.ToNanoseconds() / 1e9
         if kind == "snapshot":
-            self._hosts = {h.host.host_id: _host(h) for h in message.snapshot.hosts}
+            self._hosts = {h.host.host_id: _host(h, ahead_seconds) for h in message.snapshot.hosts}
             self._tiers = _tiers(message.snapshot.tiers)
         elif kind == "delta":
             for host in message.delta.changed_hosts:
-                self._hosts[host.host.host_id] = _host(host)
+                self._hosts[host.host.host_id] = _host(host, ahead_seconds)
             for host_id in message.delta.removed_host_ids:
                 self._hosts.pop(host_id, None)
             self._tiers = _tiers(message.delta.tiers)
@@ -105,7 +107,7 @@ def _histogram(wire: fleet_pb2.LatencyHistogram) -> Histogram | None:
     return Histogram(tuple(wire.upper_bounds_seconds), tuple(wire.bucket_counts))
 
 
-def _host(view: fleet_pb2.HostView) -> FleetHost:
+def _host(view: fleet_pb2.HostView, ahead_seconds: float) -> FleetHost:
     option = view.host.purchase_option
     return FleetHost(
         host_id=view.host.host_id,
@@ -116,7 +118,7 @@ def _host(view: fleet_pb2.HostView) -> FleetHost:
             else option == fleet_pb2.PURCHASE_OPTION_SPOT
         ),
         interruption_time=(
-            view.host.interruption_time.ToNanoseconds() / 1e9
+            view.host.interruption_time.ToNanoseconds() / 1e9 + ahead_seconds
             if view.host.HasField("interruption_time")
             else None
         ),

@@ -13,6 +13,7 @@ from autoscaler.adapters.postgres_errors import store_errors
 from autoscaler.adapters.postgres_journal import to_datetime
 from autoscaler.domain.observation import Players
 from autoscaler.domain.overrides import Override, OverrideKind
+from autoscaler.domain.player_counts import PlayerShare, players_in_force
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import RequestIdReused
 from servicekit.postgres import Queries
@@ -121,11 +122,12 @@ class PostgresOverrides:
 
 
 class PostgresPlayers:
-    """Keeps the newest count of players."""
+    """Keeps the newest count of players, as reported and as counted in shares."""
 
-    def __init__(self, pool: asyncpg.Pool, queries: Queries) -> None:
+    def __init__(self, pool: asyncpg.Pool, queries: Queries, *, stale_seconds: float) -> None:
         self._pool = pool
         self._queries = queries
+        self._stale_seconds = stale_seconds
 
     async def report_players(self, players: Players, reported_by: str) -> Players:
         """Keep a count unless a newer one is there; return the one in force."""
@@ -138,13 +140,39 @@ class PostgresPlayers:
             )
         return await self.players() or players
 
+    async def report_share(self, share: PlayerShare) -> None:
+        """Keep what one service counted unless a newer count of it is there."""
+        with store_errors():
+            await self._pool.execute(
+                self._queries.report_share,
+                share.source,
+                share.world_id,
+                share.online,
+                to_datetime(share.count_time),
+            )
+
     async def players(self) -> Players | None:
         """Return the count in force."""
         with store_errors():
-            row = await self._pool.fetchrow(self._queries.get_players)
-        if row is None:
+            rows = await self._pool.fetch(self._queries.get_players)
+        reported, shares = None, []
+        for row in rows:
+            count_time = row["count_time"].timestamp()
+            if row["source"] is None:
+                reported = Players(online=row["online"], count_time=count_time)
+            else:
+                shares.append(
+                    PlayerShare(
+                        source=row["source"],
+                        world_id=row["world_id"],
+                        online=row["online"],
+                        count_time=count_time,
+                    )
+                )
+        if not rows:
             return None
-        return Players(online=row["online"], count_time=row["count_time"].timestamp())
+        now = rows[0]["now"].timestamp()
+        return players_in_force(reported, shares, now=now, stale_seconds=self._stale_seconds)
 
 
 def _override(row: Mapping[str, Any]) -> Override:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
+from autoscaler.adapters.bus_events import capacity_message
 from autoscaler.adapters.decision_json import (
     record_from_json,
     record_to_json,
@@ -20,9 +21,12 @@ from autoscaler.domain.decision import DecisionRecord, Outcome
 from autoscaler.domain.drains import Drain
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import DecisionFilter, DecisionPage, JournalTail, TierReport
+from messaging.outbox import enqueue
 from servicekit.postgres import Queries
 
-__all__ = ["PostgresDrains", "PostgresJournal", "to_datetime"]
+__all__ = ["SCHEMA", "PostgresDrains", "PostgresJournal", "to_datetime"]
+
+SCHEMA = "autoscaler"
 
 # Publication numbers are drawn in order but may be committed a little out of order.
 _TAIL_OVERLAP = 64
@@ -34,30 +38,49 @@ def to_datetime(unix_seconds: float) -> datetime:
 
 
 class PostgresJournal:
-    """Keeps decisions for as long as the retention allows. All methods raise DatabaseAway."""
+    """Keeps decisions for as long as the retention allows. All methods raise DatabaseAway.
 
-    def __init__(self, pool: asyncpg.Pool, queries: Queries) -> None:
+    Args:
+        announces: whether changes of capacity are put into the outbox with the journal's entry.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, queries: Queries, *, announces: bool = False) -> None:
         self._pool = pool
         self._queries = queries
+        self._announces = announces
 
     async def save(self, record: DecisionRecord) -> None:
         """Write a decision, or what came of one that was written; repeats are harmless."""
-        decision = record.decision
+        event = capacity_message(record) if self._announces else None
         with store_errors():
-            await self._pool.execute(
-                self._queries.save_decision,
-                UUID(record.decision_id),
-                decision.tier.value,
-                to_datetime(record.decide_time),
-                decision.previous_desired,
-                decision.desired,
-                decision.rule.value,
-                record.is_change,
-                None if record.outcome is None else record.outcome.value,
-                record.decided_by,
-                record.lease_epoch,
-                record_to_json(record),
-            )
+            async with self._pool.acquire() as connection:
+                # One statement is a transaction by itself: most decisions change nothing.
+                if event is None:
+                    await self._write(connection, record)
+                    return
+                async with connection.transaction():
+                    # An outcome that was written before is also announced already.
+                    if await self._write(connection, record):
+                        await enqueue(connection, event, schema=SCHEMA)
+
+    async def _write(self, connection: asyncpg.Connection, record: DecisionRecord) -> bool:
+        """Write a decision; return whether the journal changed by it."""
+        decision = record.decision
+        status: str = await connection.execute(
+            self._queries.save_decision,
+            UUID(record.decision_id),
+            decision.tier.value,
+            to_datetime(record.decide_time),
+            decision.previous_desired,
+            decision.desired,
+            decision.rule.value,
+            record.is_change,
+            None if record.outcome is None else record.outcome.value,
+            record.decided_by,
+            record.lease_epoch,
+            record_to_json(record),
+        )
+        return status != "INSERT 0 0"
 
     async def save_reports(self, reports: Sequence[TierReport]) -> None:
         """Keep the latest view of each tier, for replicas that do not lead."""
@@ -128,6 +151,7 @@ class PostgresJournal:
             status = await self._pool.execute(self._queries.delete_decisions, moment)
             await self._pool.execute(self._queries.delete_answered_requests, moment)
             await self._pool.execute(self._queries.delete_overrides, moment)
+            await self._pool.execute(self._queries.delete_player_shares, moment)
         return int(status.rsplit(" ", 1)[-1])
 
 

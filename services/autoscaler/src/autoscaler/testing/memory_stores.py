@@ -9,6 +9,7 @@ from autoscaler.domain.decision import DecisionRecord, Outcome
 from autoscaler.domain.drains import Drain
 from autoscaler.domain.observation import Players
 from autoscaler.domain.overrides import Override
+from autoscaler.domain.player_counts import PlayerShare, players_in_force
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import (
     DecisionFilter,
@@ -40,6 +41,8 @@ class MemoryDatabase:
     overrides: dict[Tier, Override] = field(default_factory=dict)
     answers: dict[str, tuple[object, Override | None]] = field(default_factory=dict)
     players: Players | None = None
+    shares: dict[tuple[str, str], PlayerShare] = field(default_factory=dict)
+    players_stale_seconds: float = 120.0
     lease: tuple[str, int, float] | None = None
 
     def check(self) -> None:
@@ -170,11 +173,23 @@ class MemoryStores:
         database = self._checked()
         if database.players is None or database.players.count_time < players.count_time:
             database.players = players
-        return database.players
+        return await self.players() or players
+
+    async def report_share(self, share: PlayerShare) -> None:
+        """Keep what one service counted unless a newer count of it is there."""
+        shares, key = self._checked().shares, (share.source, share.world_id)
+        if key not in shares or shares[key].count_time < share.count_time:
+            shares[key] = share
 
     async def players(self) -> Players | None:
         """Return the count in force."""
-        return self._checked().players
+        database = self._checked()
+        return players_in_force(
+            database.players,
+            list(database.shares.values()),
+            now=database.now(),
+            stale_seconds=database.players_stale_seconds,
+        )
 
     async def acquire(self, holder: str, ttl_seconds: float) -> LeaseView:
         """Take or renew the lease if it is free, expired or one's own."""
