@@ -92,6 +92,8 @@ def test_an_instance_goes_when_nothing_runs_or_time_is_up(
         DRAIN,
         running_by_router=running,
         fleet_requests=fleet,
+        fleet_is_fresh=fleet is not None,
+        settle_seconds=15.0,
         may_take_away=may,
         now=START + after,
     )

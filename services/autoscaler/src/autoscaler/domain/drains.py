@@ -1,7 +1,7 @@
 """Servers on their way out: from the choice until they are given back. Times are Unix seconds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from autoscaler.domain.tiers import Tier
@@ -20,6 +20,14 @@ class Drain:
     deadline: float
     decision_id: str
 
+    def begun_anew(self, now: float) -> "Drain":
+        """Return the drain with its whole window ahead of it.
+
+        For a drain that nobody saw to for a while: the routers use its servers again once their
+        lease ends, and whoever wrote the times down may have had another clock.
+        """
+        return replace(self, start_time=now, deadline=now + self.deadline - self.start_time)
+
 
 class DrainVerdict(StrEnum):
     """What to do with a drain now."""
@@ -33,6 +41,8 @@ def judge_drain(
     *,
     running_by_router: Mapping[str, int | None],
     fleet_requests: int | None,
+    fleet_is_fresh: bool,
+    settle_seconds: float,
     may_take_away: bool,
     now: float,
 ) -> tuple[DrainVerdict, str]:
@@ -42,13 +52,20 @@ def judge_drain(
     either, or when the deadline has passed. `running_by_router` holds None for a router that did
     not answer; `fleet_requests` is None when the feed is stale. Nothing is terminated while
     `may_take_away` is False, whatever the deadline.
+
+    An instance of which no model server is known may have one all the same: a collector that was
+    restarted knows no host at first, and a router may hear of a new server before us. It is held
+    for `settle_seconds`, the age up to which the feed counts as fresh, so that what the feed shows
+    then was true after the drain began.
     """
     if not may_take_away:
         return DrainVerdict.WAIT, "nothing is taken away at present"
     if now >= drain.deadline:
         return DrainVerdict.TERMINATE, "the drain deadline has passed"
     if not drain.server_ids:
-        return DrainVerdict.TERMINATE, "it runs no model server"
+        if fleet_is_fresh and now - drain.start_time >= settle_seconds:
+            return DrainVerdict.TERMINATE, "it runs no model server"
+        return DrainVerdict.WAIT, "whether it runs a model server is not known yet"
     silent = sorted(name for name, running in running_by_router.items() if running is None)
     if silent:
         return DrainVerdict.WAIT, f"no answer from {', '.join(silent)}"
