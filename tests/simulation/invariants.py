@@ -149,8 +149,8 @@ class OneWriter(Invariant):
 
     def call_issued(self, call: CloudCall) -> None:
         role = self.suite.role_of(call.caller)
-        if role is None or role is Role.FOLLOWER:
-            self.fail(f"{call.caller}, a follower, calls {call.operation} on {call.group}")
+        if role not in (Role.LEADER, Role.CUT_OFF):
+            self.fail(f"{call.caller}, no leader, calls {call.operation} on {call.group}")
         elif role is Role.CUT_OFF and (
             call.operation != "SetDesiredCapacity"
             or call.desired < self.suite.fleet.groups.group(call.group).desired_capacity
@@ -179,8 +179,7 @@ class BudgetKept(Invariant):
         if allowed is None or staying <= budget.floor_servers.get(Tier(call.group), 0):
             return
         cost = sum(
-            self.suite.usd_per_hour(tier)
-            * (staying if tier == call.group else self.suite.staying(tier))
+            self.suite.usd_per_hour(tier, staying if tier == call.group else None)
             for tier in self.suite.tiers
         )
         if cost > allowed + 1e-6:

@@ -287,6 +287,7 @@ class Fleet:
                     zones=self.cloud.settings.zones,
                     min_size=0,
                     max_size=most,
+                    new_instances_protected_from_scale_in=True,
                     on_demand_base_capacity=1,
                     on_demand_percentage_above_base=0 if spot else 100,
                 ),
@@ -351,10 +352,14 @@ class Fleet:
             for m in members
         )
 
-    def live(self, tier: str) -> int:
+    def members(self, tier: str) -> list[str]:
         """Members of a tier's group that are not on their way out."""
         members = self.groups.group(tier).instances
-        return sum(1 for m in members if m.lifecycle_state.counts_towards_desired)
+        return [m.instance_id for m in members if m.lifecycle_state.counts_towards_desired]
+
+    def live(self, tier: str) -> int:
+        """How many members of a tier's group are not on their way out."""
+        return len(self.members(tier))
 
 
 class CloudFront:

@@ -47,6 +47,7 @@ from gpu_metrics.servicer import GpuMetricsServicer
 from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import NewEvent, RecallParameters, RecallQuery
 from knowledge_base.memory import WorldMemory
+from servicekit.clock import SteadyClock
 from servicekit.errors import ServiceError
 from servicekit.postgres import DatabaseAway
 from servicekit.streams import ResumableLog, StreamItem
@@ -122,7 +123,7 @@ class AutoscalerReplica:
     def __init__(self, suite: SimulatedSuite, process: Process) -> None:
         self.name = process.name
         settings = suite.autoscaler_settings
-        clock = process.clock
+        clock = SteadyClock(process.clock)
         rng = process.rng
         stores: Any = RemoteStores(
             process, suite.database_stores, DatabaseAway, suite.database_written

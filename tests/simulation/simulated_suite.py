@@ -46,7 +46,7 @@ from autoscaler.domain.observation import Players
 from autoscaler.domain.tiers import Tier
 from autoscaler.leadership import Role
 from autoscaler.testing.memory_stores import MemoryDatabase
-from fleetsim.instance_types import INSTANCE_TYPES, Market
+from fleetsim.instance_types import Market
 from servicekit.settings import load_settings
 
 __all__ = ["RunReport", "SimulatedSuite", "simulate"]
@@ -238,7 +238,7 @@ class SimulatedSuite:
                 hosts = [
                     h
                     for h in self.fleet.hosts.values()
-                    if fault.kind is FaultKind.HOST or self._is_spot(h)
+                    if fault.kind is FaultKind.HOST or self._is_spot(h.instance_id)
                 ]
                 if hosts:
                     host = hosts[int(fault.amount * len(hosts))]
@@ -286,8 +286,8 @@ class SimulatedSuite:
             case _:
                 raise AssertionError(fault.kind)
 
-    def _is_spot(self, host: SimulatedHost) -> bool:
-        return self.fleet.cloud.instance(host.instance_id).market is Market.SPOT
+    def _is_spot(self, instance_id: str) -> bool:
+        return self.fleet.cloud.instance(instance_id).market is Market.SPOT
 
     # -- players -------------------------------------------------------------------------------
 
@@ -423,10 +423,21 @@ class SimulatedSuite:
         """Return a group's size without those being drained."""
         return self.fleet.groups.group(tier).desired_capacity - self.draining(tier)
 
-    def usd_per_hour(self, tier: str) -> float:
-        """Return what a server of the tier costs On-Demand."""
+    def usd_per_hour(self, tier: str, staying: int | None = None) -> float:
+        """Return what a tier's `staying` servers cost, by default those it was asked for.
+
+        Members cost what their market does, servers not launched yet the On-Demand price.
+        """
+        prices = self.autoscaler_settings.prices.table()
         instance_type = self.fleet.profiles[tier].instance_type
-        return INSTANCE_TYPES[instance_type].usd_per_hour(Market.ON_DEMAND)
+        members = [
+            prices.usd_per_hour(instance_type, is_spot=self._is_spot(host_id))
+            for host_id in self.fleet.members(tier)
+            if host_id not in self.database.drains
+        ]
+        size = self.staying(tier) if staying is None else staying
+        missing = max(0, size - len(members))
+        return sum(members) + missing * prices.usd_per_hour(instance_type, is_spot=False)
 
     def highest_recent_budget(self, caller: str) -> float | None:
         """Return the most that the players known lately pay for; None when none are known."""
