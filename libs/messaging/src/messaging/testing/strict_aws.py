@@ -73,19 +73,18 @@ class StrictAws:
 
     Attributes:
         faults: what goes wrong; may be replaced or planned at any time.
+        duplicate_share: how many of the messages published come twice.
         topic: what was published; its `published` and `calls`.
         dropped: messages that SNS lost on their way to raw subscriptions.
+        most_calls_at_once: how many calls were under way together at most.
     """
 
     def __init__(self, faults: FaultPlan | None = None, *, duplicate_share: float = 0.0) -> None:
-        self.faults = faults or FaultPlan()
-        self.topic = MemoryTopic()
         self.topic_arn = f"arn:aws:sns:{_REGION}:{_ACCOUNT}:events"
-        self.dropped = 0
-        self._duplicate_share = duplicate_share
-        self._random = Random(11)  # noqa: S311  # repeatable, no secret
-        self._queues: dict[str, MemoryQueue] = {}
-        self._raw_subscriptions = 0
+        self.reset()
+        if faults is not None:
+            self.faults = faults
+        self.duplicate_share = duplicate_share
         self._runner: web.AppRunner | None = None
         self._endpoint = ""
         self._operations: dict[str, Operation] = {
@@ -119,6 +118,18 @@ class StrictAws:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    def reset(self) -> None:
+        """Forgets all messages, queues, subscriptions and faults, for the next test."""
+        self.faults = FaultPlan()
+        self.duplicate_share = 0.0
+        self.topic = MemoryTopic()
+        self.dropped = 0
+        self.most_calls_at_once = 0
+        self._calls_at_once = 0
+        self._random = Random(11)  # noqa: S311  # repeatable, no secret
+        self._queues: dict[str, MemoryQueue] = {}
+        self._raw_subscriptions = 0
+
     @property
     def endpoint(self) -> str:
         """The address for `endpoint_url`."""
@@ -148,6 +159,14 @@ class StrictAws:
         self.topic.subscribe(queue.state, raw=raw)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self._calls_at_once += 1
+        self.most_calls_at_once = max(self.most_calls_at_once, self._calls_at_once)
+        try:
+            return await self._answered(request)
+        finally:
+            self._calls_at_once -= 1
+
+    async def _answered(self, request: web.Request) -> web.StreamResponse:
         target = request.headers.get("X-Amz-Target")
         content = await request.text()
         fields: Mapping[str, Any] = (
@@ -199,7 +218,7 @@ class StrictAws:
         for message in messages:
             if len(message.attributes) > ATTRIBUTE_LIMIT:
                 self.dropped += self._raw_subscriptions
-        twice = [m for m in messages if self._random.random() < self._duplicate_share]
+        twice = [m for m in messages if self._random.random() < self.duplicate_share]
         outcomes = await self.topic.publish_batch(messages)
         if twice:
             await self.topic.publish_batch(twice)
