@@ -11,17 +11,14 @@ from typing import Any, Self
 
 import aiohttp
 
-from ai_router.adapters.event_stream import EventStreamDecoder, EventTooLarge
-from ai_router.domain.generation import FinishReason, GenerationRequest
-from ai_router.ports import AnswerEnd, AnswerPiece, FailureKind, ModelServerFailure
+from ai_router.adapters.answer_decoder import AnswerDecoder
+from ai_router.domain.generation import GenerationRequest
+from ai_router.ports import AnswerPiece, FailureKind, ModelServerFailure
 
 __all__ = ["ModelServerTimeouts", "OpenAiModelServer", "Packing"]
 
-_decode_json = json.JSONDecoder().decode
-_DONE = b"[DONE]"
 _REJECTED_STATUSES = frozenset({400, 413, 422})
 _OVERLOADED_STATUSES = frozenset({429, 503})
-_FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 _LOGGED_BODY_BYTES = 500
 # How long to wait for the last, empty chunk of an answer, so that its connection can be used again.
 _LINGER_SECONDS = 0.05
@@ -175,16 +172,13 @@ class OpenAiModelServer:
 
 
 class _AnswerReader:
-    """Turns the bytes of an event stream into pieces of an answer."""
+    """Reads an event stream as pieces of an answer, and watches for a server gone silent."""
 
     __slots__ = (
         "_content",
         "_decoder",
-        "_finish_reason",
         "_idle_seconds",
         "_loop",
-        "_output_tokens",
-        "_prompt_tokens",
         "_timer",
         "_waiting_since",
     )
@@ -195,33 +189,24 @@ class _AnswerReader:
         self._loop = asyncio.get_running_loop()
         self._waiting_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._decoder = EventStreamDecoder()
-        self._finish_reason: FinishReason | None = None
-        self._prompt_tokens = 0
-        self._output_tokens = 0
+        self._decoder = AnswerDecoder()
 
     async def read(self) -> AnswerPiece:
         """Returns the next text, all that is there, with the end if that is there too."""
-        texts: list[str] = []
-        while not texts:
+        decoder = self._decoder
+        while True:
             self._waiting_since = self._loop.time()
             chunk = await self._content.readany()
             self._waiting_since = None
             if not chunk:
-                return AnswerPiece("", self._end())
-            try:
-                payloads = self._decoder.feed(chunk)
-            except EventTooLarge:
-                raise ModelServerFailure(FailureKind.FAILED, "an event over 1 MiB") from None
-            for payload in payloads:
-                if payload == _DONE:
-                    end = self._end()
-                    await self._await_last_chunk()
-                    return AnswerPiece("".join(texts), end)
-                text = self._take(payload)
-                if text:
-                    texts.append(text)
-        return AnswerPiece("".join(texts))
+                return AnswerPiece("", decoder.end())
+            text = decoder.feed(chunk)
+            if decoder.complete:
+                end = decoder.end()
+                await self._await_last_chunk()
+                return AnswerPiece(text, end)
+            if text:
+                return AnswerPiece(text)
 
     def watch_for_silence(self) -> None:
         """From now on a read fails when the server sends nothing for the idle time.
@@ -240,42 +225,6 @@ class _AnswerReader:
         """Ends the watch."""
         if self._timer is not None:
             self._timer.cancel()
-
-    def _take(self, payload: bytes) -> str:
-        try:
-            event = _decode_json(payload.decode())
-            if "error" in event:
-                raise ModelServerFailure(FailureKind.FAILED, "an error within the answer")
-            usage = event.get("usage")
-            if usage:
-                self._prompt_tokens = int(usage.get("prompt_tokens") or 0)
-                self._output_tokens = int(usage.get("completion_tokens") or 0)
-            choices = event.get("choices")
-            if not choices:
-                return ""
-            choice = choices[0]
-            finish = choice.get("finish_reason")
-            if finish is not None:
-                self._finish(finish)
-            return choice.get("delta", {}).get("content") or ""
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
-            detail = f"an event that is not understood ({type(error).__name__})"
-            raise ModelServerFailure(FailureKind.FAILED, detail) from error
-
-    def _finish(self, finish: str) -> None:
-        if finish == "abort":
-            # vLLM's word for an answer that the server itself gave up.
-            raise ModelServerFailure(FailureKind.FAILED, "the server aborted the answer")
-        self._finish_reason = _FINISH_REASONS.get(finish, FinishReason.UNKNOWN)
-
-    def _end(self) -> AnswerEnd:
-        if self._finish_reason is None:
-            raise ModelServerFailure(FailureKind.FAILED, "the answer broke off")
-        return AnswerEnd(
-            finish_reason=self._finish_reason,
-            prompt_tokens=self._prompt_tokens,
-            output_tokens=self._output_tokens,
-        )
 
     async def _await_last_chunk(self) -> None:
         try:
