@@ -33,8 +33,8 @@ class PlayerRequests:
         until = 0.0
         while until < _END:
             until += self._rng.uniform(25.0, 90.0)
-            rate = self._rng.choice((0.1, 0.3, 0.8, 1.5, 3.0))
-            self._phases.append((until, rate, int(rate * self._rng.uniform(40, 120)) + 10))
+            rate = self._rng.choice((0.1, 0.3, 0.6, 1.2, 2.0))
+            self._phases.append((until, rate, int(rate * self._rng.uniform(60, 180)) + 10))
 
     def players_at(self, time: float) -> int:
         """Return how many players are online."""

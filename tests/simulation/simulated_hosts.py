@@ -22,6 +22,8 @@ from virtual_network import Lost, Network, Process
 
 from ai_router.domain.generation import FinishReason, GenerationRequest
 from ai_router.ports import AnswerEnd, AnswerPiece, FailureKind, ModelServerFailure
+from autoscaler.adapters.aws_scaling_groups import AwsScalingGroups
+from autoscaler.domain.tiers import Tier
 from fleetsim.cloud import Cloud
 from fleetsim.cloud_state import CloudEventKind, CloudSettings, Instance
 from fleetsim.cold_start import ColdStartProfile
@@ -49,14 +51,15 @@ __all__ = [
     "CloudFront",
     "Fleet",
     "ModelServers",
+    "ObservedGroups",
     "ReportTaker",
     "SimulatedHost",
 ]
 
 CLOUD, COLLECTOR = "cloud", "collector"
 
-_REPORT_SECONDS = 3.0
-_FIRST_TOKEN_CHECK_SECONDS = 0.1
+_REPORT_SECONDS = 5.0
+_FIRST_TOKEN_CHECK_SECONDS = 0.2
 _TRIES = 3
 _TRY_SECONDS = 3.0
 _ANSWER_LOST = "the answer was lost"
@@ -368,12 +371,9 @@ class CloudFront:
     Like the SDK it tries again when an answer is lost, so the cloud may see a call twice.
     """
 
-    def __init__(
-        self, fleet: Fleet, caller: Process, on_issue: Callable[[CloudCall], None]
-    ) -> None:
+    def __init__(self, fleet: Fleet, caller: Process) -> None:
         self._fleet = fleet
         self._caller = caller
-        self._on_issue = on_issue
 
     async def describe_auto_scaling_groups(
         self,
@@ -393,7 +393,6 @@ class CloudFront:
         HonorCooldown: bool,  # noqa: N803
     ) -> dict[str, Any]:
         name, desired = AutoScalingGroupName, DesiredCapacity
-        self._on_issue(self._called("SetDesiredCapacity", name, desired))
 
         def change() -> dict[str, Any]:
             self._note(self._called("SetDesiredCapacity", name, desired))
@@ -412,9 +411,6 @@ class CloudFront:
         ShouldDecrementDesiredCapacity: bool,  # noqa: N803
     ) -> dict[str, Any]:
         groups = self._fleet.groups
-        if (group := groups.group_name_of(InstanceId)) is not None:
-            desired = groups.group(group).desired_capacity - 1
-            self._on_issue(self._called("TerminateInstance", group, desired, InstanceId))
 
         def change() -> dict[str, Any]:
             if (group := groups.group_name_of(InstanceId)) is not None:
@@ -511,6 +507,49 @@ class CloudFront:
             else:
                 return answer
         raise OSError(_ANSWER_LOST)
+
+
+class ObservedGroups:
+    """The real adapter of the autoscaler's port `ScalingCloud`; tells when a call is handed to it.
+
+    What is under way cannot be called back, so this is the moment that counts.
+    """
+
+    def __init__(
+        self, real: AwsScalingGroups, fleet: Fleet, caller: str, tell: Callable[[CloudCall], None]
+    ) -> None:
+        self._real = real
+        self._fleet = fleet
+        self._caller = caller
+        self._tell = tell
+        self.describe = real.describe
+
+    async def set_desired(self, tier: Tier, desired: int) -> None:
+        """Set the absolute size of a group."""
+        self._tell(
+            CloudCall(
+                caller=self._caller,
+                operation="SetDesiredCapacity",
+                group=tier.value,
+                desired=desired,
+            )
+        )
+        await self._real.set_desired(tier, desired)
+
+    async def terminate(self, instance_id: str) -> None:
+        """Terminate one instance."""
+        group = self._fleet.groups.group_name_of(instance_id)
+        if group is not None:
+            self._tell(
+                CloudCall(
+                    caller=self._caller,
+                    operation="TerminateInstance",
+                    group=group,
+                    desired=self._fleet.groups.group(group).desired_capacity - 1,
+                    instance_id=instance_id,
+                )
+            )
+        await self._real.terminate(instance_id)
 
 
 class ModelServers:

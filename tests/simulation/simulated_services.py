@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from memory_of_worlds import PlainEmbedder
-from simulated_hosts import CloudFront, ModelServers, ReportTaker
+from simulated_hosts import CloudFront, ModelServers, ObservedGroups, ReportTaker
 from virtual_network import Lost, Process, VirtualChannel, run_at_once
 
 from ai_router.adapters.collector_fleet import CollectorFleetSource
@@ -132,7 +132,7 @@ class AutoscalerReplica:
             name: VirtualChannel(suite.network, process, name) for name in suite.ROUTERS
         }
         collector: Any = VirtualChannel(suite.network, process, "collector")
-        self.fleet = WatchedFleet(collector, clock=clock, jitter=rng, interval_seconds=3.0)
+        self.fleet = WatchedFleet(collector, clock=clock, jitter=rng, interval_seconds=5.0)
         self.demand = WatchedDemand(
             routers,
             clock=clock,
@@ -147,7 +147,14 @@ class AutoscalerReplica:
             epoch=f"{rng.getrandbits(64):016x}",
             poll_seconds=settings.journal.poll_seconds,
         )
-        front = CloudFront(suite.fleet, process, suite.call_issued)
+        front = CloudFront(suite.fleet, process)
+        groups = AwsScalingGroups(
+            front,
+            front,
+            {tier: tier.value for tier in TIERS},
+            clock=clock,
+            timeout_seconds=settings.cloud.timeout_seconds,
+        )
         self.picture = Picture()
         self.loop = ControlLoop(
             LoopSettings(
@@ -165,13 +172,7 @@ class AutoscalerReplica:
                 journal=stores, drains=stores, overrides=stores, players=stores, lease=stores
             ),
             leadership=self.leadership,
-            cloud=AwsScalingGroups(
-                front,
-                front,
-                {tier: tier.value for tier in TIERS},
-                clock=clock,
-                timeout_seconds=settings.cloud.timeout_seconds,
-            ),
+            cloud=ObservedGroups(groups, suite.fleet, self.name, suite.call_issued),
             routers=GrpcRouterDrains(routers),
             fleet=self.fleet,
             demand=self.demand,
@@ -217,7 +218,7 @@ class RouterTask:
             epoch=f"{rng.getrandbits(64):016x}",
             interval_seconds=settings.demand_interval_seconds,
         )
-        policy = replace(settings.router_policy(), queue_check_seconds=0.25)
+        policy = replace(settings.router_policy(), queue_check_seconds=0.5)
         cache = AnswerCache(settings.cache_bytes, settings.cache_ttl_seconds)
         self.router = Router(self.desk, cache, ModelServers(suite.fleet, process), clock, policy)
         servicer = AiRouterServicer(
@@ -226,7 +227,7 @@ class RouterTask:
         process.services[ROUTER_SERVICE] = servicer
         channel: Any = VirtualChannel(suite.network, process, "collector")
         stub: Any = gpu_metrics_pb2_grpc.GpuMetricsServiceStub(channel)
-        source = CollectorFleetSource(stub, clock, random=rng, minimum_interval_seconds=2.0)
+        source = CollectorFleetSource(stub, clock, random=rng, minimum_interval_seconds=3.0)
         for work in (
             self.router.follow(source),
             self.router.check_queues(),
@@ -341,7 +342,7 @@ class Collector:
 
     def __init__(self, suite: SimulatedSuite, process: Process) -> None:
         feed = FleetFeed(
-            FleetView(FleetPolicy(stale_after_seconds=8.0, expire_after_seconds=30.0)),
+            FleetView(FleetPolicy(stale_after_seconds=12.0, expire_after_seconds=40.0)),
             clock=process.clock,
             telemetry=_TELEMETRY,
             epoch=f"{process.rng.getrandbits(48):012x}",
@@ -376,7 +377,7 @@ class Hub:
             for _ in range(self._rng.choice((1, 1, 1, 2, 20))):
                 self.published += 1
                 self._log.publish((self.epoch, self.published))
-            await self._clock.sleep(self._rng.uniform(0.5, 5.0))
+            await self._clock.sleep(self._rng.uniform(1.0, 8.0))
 
     async def Watch(self, token: str, context: Any) -> Any:  # noqa: N802  # as a servicer's
         """Stream what comes after the token."""
@@ -452,7 +453,7 @@ class WorldKeeper:
                 for memory in memories:
                     self._suite.text_read(world, memory.event.text, "memory")
                 break
-            await clock.sleep(rng.uniform(2.0, 6.0))
+            await clock.sleep(rng.uniform(6.0, 15.0))
 
     def _new_id(self) -> uuid.UUID:
         return uuid.UUID(int=self._process.rng.getrandbits(128))

@@ -58,12 +58,12 @@ AUTOSCALER = {
     "AUTOSCALER_DATABASE_URL": "postgresql://nobody@localhost/none",
     "AUTOSCALER_GOLD_MINIMUM": "2",
     "AUTOSCALER_GOLD_MAXIMUM": "7",
-    "AUTOSCALER_GOLD_CAPACITY_TOKENS": "400",
+    "AUTOSCALER_GOLD_CAPACITY_TOKENS": "300",
     "AUTOSCALER_GOLD_TOKENS_PER_REQUEST": "150",
     "AUTOSCALER_GOLD_RESIDENCE_SECONDS": "2",
     "AUTOSCALER_GOLD_START_SECONDS": "20",
     "AUTOSCALER_SILVER_MAXIMUM": "5",
-    "AUTOSCALER_SILVER_CAPACITY_TOKENS": "400",
+    "AUTOSCALER_SILVER_CAPACITY_TOKENS": "300",
     "AUTOSCALER_SILVER_TOKENS_PER_REQUEST": "150",
     "AUTOSCALER_SILVER_RESIDENCE_SECONDS": "3",
     "AUTOSCALER_SILVER_START_SECONDS": "20",
@@ -84,15 +84,15 @@ AUTOSCALER = {
     "AUTOSCALER_INTERRUPTION_MARGIN_SECONDS": "8",
     "AUTOSCALER_UNRESPONSIVE_GRACE_SECONDS": "20",
     "AUTOSCALER_PLAYERS_STALE_SECONDS": "60",
-    "AUTOSCALER_JOURNAL_POLL_SECONDS": "2",
+    "AUTOSCALER_JOURNAL_POLL_SECONDS": "4",
     "AUTOSCALER_BUDGET_USD_PER_PLAYER_MONTH": "60",
 }
 ROUTER = {
-    "AI_ROUTER_GOLD_CAPACITY_TOKENS": "800",
-    "AI_ROUTER_SILVER_CAPACITY_TOKENS": "800",
-    "AI_ROUTER_BRONZE_CAPACITY_TOKENS": "800",
+    "AI_ROUTER_GOLD_CAPACITY_TOKENS": "600",
+    "AI_ROUTER_SILVER_CAPACITY_TOKENS": "600",
+    "AI_ROUTER_BRONZE_CAPACITY_TOKENS": "600",
     "AI_ROUTER_QUEUE_LIMIT": "12",
-    "AI_ROUTER_DEMAND_INTERVAL_SECONDS": "2",
+    "AI_ROUTER_DEMAND_INTERVAL_SECONDS": "3",
     "AI_ROUTER_CACHE_TTL_SECONDS": "60",
 }
 _AUTOSCALER_SETTINGS = load_settings(AutoscalerSettings, AUTOSCALER)
@@ -169,8 +169,8 @@ class SimulatedSuite:
         }
         self._requests = PlayerRequests(seed, self)
 
-    async def run(self) -> None:
-        """Run to the end."""
+    async def run(self, *, stops_at_findings: bool = False) -> None:
+        """Run to the end, or to the second in which something was found."""
         for name in self._makers:
             self._start(name)
         self.network.set_weather(WeatherReport())
@@ -181,8 +181,12 @@ class SimulatedSuite:
             self._loop.call_at(fault.time, self._begin, fault)
         self._loop.call_at(0.5, self._report_players)
         self._loop.call_at(1.0, self._second)
-        await asyncio.sleep(RUN_ENDS)
-        self._tell("finished")
+        for _ in range(int(RUN_ENDS)):
+            await asyncio.sleep(1.0)
+            if stops_at_findings and self.findings:
+                break
+        if not self.findings or not stops_at_findings:
+            self._tell("finished")
         for process in self._processes.values():
             process.kill()
         for host in self.fleet.hosts.values():
@@ -481,13 +485,14 @@ def simulate(
     invariants: Sequence[type[Invariant]] = ALL_INVARIANTS,
     plan: FaultPlan | None = None,
     verbose: bool = False,
+    stops_at_findings: bool = False,
 ) -> RunReport:
-    """Run a seed from beginning to end and return what came of it."""
+    """Run a seed, to its end or the first findings, and return what came of it."""
 
     async def main() -> RunReport:
         suite = SimulatedSuite(seed, plan or plan_for(seed), invariants)
         with _logs_heard_by(suite, verbose=verbose):
-            await suite.run()
+            await suite.run(stops_at_findings=stops_at_findings)
         return suite.report(seed)
 
     return run_virtual(main())
