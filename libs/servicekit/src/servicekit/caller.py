@@ -32,6 +32,11 @@ class Caller:
     role: Role | None
     authenticated: bool
 
+    @property
+    def name(self) -> str:
+        """What follows the role in the identity, `host-1` of `…/gpu-agent/host-1`; else empty."""
+        return self.identity[len(IDENTITY_PREFIX) :].partition("/")[2] if self.role else ""
+
 
 LOOPBACK_CALLER = Caller(identity="loopback", role=None, authenticated=False)
 """Whoever calls over plaintext, which only loopback allows; it may call everything."""

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from servicekit.caller import IDENTITY_PREFIX, parse_identity
+from servicekit.method_policies import Role
 
 __all__ = [
     "AuthorityUnusable",
@@ -164,6 +165,8 @@ class DevelopmentAuthority:
     ) -> CertificateFiles:
         """Writes a certificate for `identity` (`role/name`) into `directory`; files are 0600.
 
+        Only a suite service's names `hosts` and may serve: nobody else's passes for a service.
+
         Raises:
             ValueError: when the role is none of the suite's.
         """
@@ -182,12 +185,7 @@ class DevelopmentAuthority:
                 ),
                 critical=False,
             )
-            .add_extension(
-                x509.ExtendedKeyUsage(
-                    [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-                ),
-                critical=False,
-            )
+            .add_extension(x509.ExtendedKeyUsage(_usages(identity)), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         _make_directory(directory)
@@ -282,12 +280,21 @@ def _names(identity: str, hosts: tuple[str, ...]) -> list[x509.GeneralName]:
     if parse_identity(uri) is None:
         raise ValueError(f"{identity!r} is not <role>/<name> with a role of the suite")
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
-    for host in dict.fromkeys(hosts):
+    for host in dict.fromkeys(hosts if _serves(identity) else ()):
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
             names.append(x509.DNSName(host))
     return names
+
+
+def _serves(identity: str) -> bool:
+    return identity.startswith(f"{Role.SUITE_SERVICE.value}/")
+
+
+def _usages(identity: str) -> list[x509.ObjectIdentifier]:
+    server = [ExtendedKeyUsageOID.SERVER_AUTH] if _serves(identity) else []
+    return [*server, ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
 def _files(identity: str, directory: Path) -> CertificateFiles:

@@ -10,11 +10,19 @@ from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.readings import Tier
 from gpu_metrics.feed import FleetFeed, FleetUpdate
 from gpu_metrics.pages import page_of_servers
+from servicekit.caller import current_caller
 from servicekit.clock import Clock
-from servicekit.errors import FieldViolation, InvalidRequest
+from servicekit.errors import FieldViolation, InvalidRequest, PermissionDenied
+from servicekit.method_policies import Role
 from servicekit.server import ServiceRegistration
 
-__all__ = ["GpuMetricsServicer", "GpuReportServicer", "HostOfStreamChanged", "registrations"]
+__all__ = [
+    "ForeignHost",
+    "GpuMetricsServicer",
+    "GpuReportServicer",
+    "HostOfStreamChanged",
+    "registrations",
+]
 
 _DEFAULT_PAGE_SIZE = 100
 _DEFAULT_INTERVAL_SECONDS = 1.0
@@ -24,6 +32,12 @@ class HostOfStreamChanged(InvalidRequest):
     """A report stream went on with another host."""
 
     reason = "HOST_OF_STREAM_CHANGED"
+
+
+class ForeignHost(PermissionDenied):
+    """An agent reported for a host that is not the one its certificate names."""
+
+    reason = "FOREIGN_HOST"
 
 
 class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
@@ -46,10 +60,26 @@ class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
                     f"host.host_id {message}",
                     field_violations=[FieldViolation("host.host_id", message)],
                 )
+            _check_speaks_for(host_id)
             acknowledgement = self._feed.apply(report)
             yield gpu_metrics_pb2.StreamReportsResponse(
                 boot_id=acknowledgement.boot_id, acknowledged_sequence=acknowledgement.sequence
             )
+
+
+def _check_speaks_for(host_id: str) -> None:
+    """Refuses a report about another host than the caller's own, where callers are known.
+
+    Whoever takes over one GPU host could else take any other out of the fleet, or send the players'
+    requests of a whole tier to an endpoint of its own.
+    """
+    caller = current_caller()
+    if caller.role is Role.GPU_AGENT and caller.name != host_id:
+        raise ForeignHost(
+            f"{caller.identity} may report for host {caller.name} only; set GPU_METRICS_HOST_ID "
+            "to that, or give the agent a certificate of its host.",
+            metadata={"identity": caller.identity},
+        )
 
 
 class GpuMetricsServicer(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
