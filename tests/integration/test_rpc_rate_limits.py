@@ -172,9 +172,8 @@ class TestIdentities:
     ) -> AsyncIterator[str]:
         files = authority.issue("suite-service/knowledge-base", directory)
         rates = {"GAMEKEEPER_RATE_PER_IDENTITY": "0.5", "GAMEKEEPER_RATE_BURST_SECONDS": "40"}
-        async with serve_knowledge_base(
-            database, **environ_of(files), **(rates | environ)
-        ) as running:
+        settings: dict[str, Any] = environ_of(files) | rates | environ
+        async with serve_knowledge_base(database, **settings) as running:
             yield running.address
 
     @asynccontextmanager
