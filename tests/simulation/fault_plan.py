@@ -20,7 +20,7 @@ FAULTS_BEGIN, FAULTS_END = 40.0, 240.0
 REPLICAS = ("replica-a", "replica-b")
 ROUTERS = ("router-1", "router-2")
 SUBSCRIBERS = ("subscriber-1", "subscriber-2")
-CONTROLLERS = (*REPLICAS, *ROUTERS, "collector", "hub")
+PROCESSES = (*REPLICAS, *ROUTERS, "collector", "hub", "knowledge_base", *SUBSCRIBERS)
 
 
 class FaultKind(StrEnum):
@@ -84,7 +84,7 @@ def plan_for(seed: int) -> FaultPlan:
                 faults.append(fault)
     offsets: dict[str, float] = {}
     if FaultKind.SKEW in kinds:
-        for name in (*CONTROLLERS, "database", "game"):
+        for name in (*PROCESSES, "database", "game"):
             offsets[name] = rng.choice((0.0, rng.uniform(-5, 5), rng.uniform(-60, 60)))
         for name in REPLICAS:
             offsets[name] = rng.choice((offsets[name], 0.0, 3600.0, -3600.0))
@@ -116,7 +116,7 @@ def _fault(kind: FaultKind, rng: Random) -> Fault | None:
         return Fault(
             time=time,
             kind=kind,
-            target=rng.choice(CONTROLLERS if kind is FaultKind.CRASH else REPLICAS),
+            target=rng.choice(PROCESSES if kind is FaultKind.CRASH else REPLICAS),
             seconds=min(longest, rng.choice((0.5, 3.0, 20.0, 60.0))),
             amount=float(rng.random() < 0.3),  # with its machine
         )

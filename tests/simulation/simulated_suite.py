@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
@@ -502,7 +502,7 @@ def simulate(
 def _logs_heard_by(suite: SimulatedSuite, *, verbose: bool) -> Iterator[None]:
     """Turn logged errors into findings, and with `verbose` every log line into a trace line."""
 
-    def hear(_: Any, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    def hear(_: Any, method: str, event: MutableMapping[str, Any]) -> str:
         name = event.pop("event")
         error = event.pop("exc_info", None)
         words = " ".join(f"{key}={value}" for key, value in sorted(event.items()))

@@ -22,6 +22,7 @@ from virtual_network import WeatherReport
 from ai_router import router as router_module
 from ai_router.domain.routing import RoutingDesk
 from autoscaler import control_loop
+from autoscaler.domain.decide import decide
 from autoscaler.domain.drains import DrainVerdict
 from autoscaler.drain_control import DrainControl
 from autoscaler.leadership import Leadership, Role
@@ -59,7 +60,6 @@ def test_nothing_fails_while_nothing_is_broken() -> None:
 
 
 def test_a_plan_below_the_minimum_is_noticed(monkeypatch: Patch) -> None:
-    decide = control_loop.decide
 
     def careless(snapshot: Any, state: Any, policy: Any, now: float, **how: Any) -> Any:
         return decide(snapshot, state, replace(policy, minimum=0), now, **how)

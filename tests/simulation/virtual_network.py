@@ -185,23 +185,10 @@ class Network:
         there, back = self.link(source.name, target), self.link(target, source.name)
 
         def arrive() -> None:
-            if not takes_late_requests and self._loop.time() > deadline:
-                return
-            process = self._listening.get(target)
-            if process is None or not process.alive:
+            if takes_late_requests or self._loop.time() <= deadline:
+                settle, value = self._served(target, serve)
                 if not back.loses():
-                    self._loop.call_later(
-                        back.delay(), _fail, answer, Lost("refused", refused=True)
-                    )
-                return
-            try:
-                result = serve(process)
-            except Exception as error:  # noqa: BLE001  # it belongs to the caller
-                reply: tuple[Callable[..., None], Any] = (_fail, error)
-            else:
-                reply = (_resolve, result)
-            if not back.loses():
-                self._loop.call_later(back.delay(), reply[0], answer, reply[1])
+                    self._loop.call_later(back.delay(), settle, answer, value)
 
         for _ in range(2 if there.repeats() else 1):
             if not there.loses():
@@ -210,10 +197,22 @@ class Network:
         answer.add_done_callback(lambda _: timer.cancel())
         return answer
 
+    def _served(
+        self, target: str, serve: Callable[[Process], Any]
+    ) -> tuple[Callable[..., None], Any]:
+        """Let `target` serve a request; return how its caller's future is to end, and with what."""
+        process = self.server_of(target)
+        if process is None:
+            return _fail, Lost("refused", refused=True)
+        try:
+            return _resolve, serve(process)
+        except Exception as error:  # noqa: BLE001  # it belongs to the caller
+            return _fail, error
+
     # -- gRPC ----------------------------------------------------------------------------------
 
     async def unary(
-        self, source: Process, target: str, method: str, request: Any, timeout: float | None
+        self, source: Process, target: str, method: str, request: Any, seconds: float | None
     ) -> Any:
         """Call a unary method. Raises AioRpcError as grpc does."""
         service, _, name = method.strip("/").rpartition("/")
@@ -226,7 +225,7 @@ class Network:
 
         try:
             return await self.call(
-                source, target, serve, timeout=timeout or _DEFAULT_TIMEOUT_SECONDS
+                source, target, serve, timeout=seconds or _DEFAULT_TIMEOUT_SECONDS
             )
         except Lost as lost:
             code = (
