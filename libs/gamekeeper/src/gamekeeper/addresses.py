@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["DEFAULT_ADDRESSES", "SERVICES", "Addresses", "find_addresses"]
+__all__ = ["DEFAULT_ADDRESSES", "SERVICES", "Addresses", "bus_of_run", "find_addresses"]
 
 SERVICES = ("gpu_metrics", "autoscaler", "ai_router", "knowledge_base")
 
@@ -77,7 +77,30 @@ def find_addresses(
     )
 
 
+def bus_of_run(
+    *, environ: Mapping[str, str] | None = None, directory: Path | None = None
+) -> dict[str, str]:
+    """Returns the variables that lead to the event bus of a local run; empty where none is up.
+
+    The run is found as `find_addresses` finds it.
+    """
+    document = _run_document(os.environ if environ is None else environ, directory or Path.cwd())
+    variables = document.get("event_bus")
+    if not isinstance(variables, dict):
+        return {}
+    return {str(name): value for name, value in variables.items() if isinstance(value, str)}
+
+
 def _addresses_of_run(environ: Mapping[str, str], directory: Path) -> dict[str, str]:
+    document = _run_document(environ, directory)
+    return {
+        service: address
+        for service in SERVICES
+        if isinstance(address := document.get(service), str)
+    }
+
+
+def _run_document(environ: Mapping[str, str], directory: Path) -> dict[str, object]:
     named = environ.get("GAMEKEEPER_DATA_DIR")
     candidates = (
         [Path(named).expanduser()]
@@ -90,9 +113,5 @@ def _addresses_of_run(environ: Mapping[str, str], directory: Path) -> dict[str, 
         except (OSError, ValueError):
             continue
         if isinstance(document, dict):
-            return {
-                service: address
-                for service in SERVICES
-                if isinstance(address := document.get(service), str)
-            }
+            return document
     return {}

@@ -9,6 +9,7 @@ import typer
 from gamekeeper.cli.ask import ask
 from gamekeeper.cli.capacity import decisions, override, tiers, why
 from gamekeeper.cli.certificates import certs
+from gamekeeper.cli.events import events
 from gamekeeper.cli.failures import EXIT_CODES
 from gamekeeper.cli.fleet import gpus
 from gamekeeper.cli.lore import lore
@@ -80,6 +81,7 @@ app.add_typer(override, name="override")
 app.command("gpus")(gpus)
 app.add_typer(lore, name="lore")
 app.add_typer(world, name="world")
+app.add_typer(events, name="events")
 app.command("ask")(ask)
 app.add_typer(certs, name="certs")
 
