@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
-import grpc
-import grpc.aio
 import psutil
 import pytest
 import pytest_asyncio
 from fault_proxy import FaultProxy, Link
+from network_players import DEADLINE_SECONDS, Tally, players_of
 from service_processes import ServiceProcess, router_process
 
 from ai_router.testing.scripted_model_server import Script, serve_script
-from gaming.ai_router.v1 import ai_router_pb2 as pb
-from gaming.ai_router.v1 import ai_router_pb2_grpc as rpc
-from gaming.common.v1 import tier_pb2
-from servicekit.channels import open_channel
-from servicekit.clock import SystemClock
-from servicekit.watching import watch
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-DEADLINE_SECONDS = 2.0
 LATE_SECONDS = 1.0
 """How much later than its deadline a busy machine may tell a caller."""
 RECOVERY_SECONDS = 5.0
 GROWTH_MEBIBYTES = 10.0
-CALLERS = 10
 MEGABIT = 125_000.0
 RESET_EVERY_SECONDS = 0.3
-LONG_PROMPT = "x" * 20_000
-"""Together with its frames this takes a sixth of a second of a megabit link."""
 
 
 async def blackhole(proxy: FaultProxy, seconds: float) -> None:
@@ -85,68 +71,6 @@ SLOW: list[Fault] = [megabit, jitter]
 BROKEN: list[Fault] = [blackhole, requests_lost, answers_lost, resets, half_open]
 
 
-@dataclass(slots=True)
-class Tally:
-    """What callers saw."""
-
-    answered: int = 0
-    codes: Counter[str] = field(default_factory=Counter)
-    longest_seconds: float = 0.0
-    updates: int = 0
-
-    async def well_again(self) -> None:
-        """Returns once every caller could have been answered, and the stream goes on."""
-        answered, updates = self.answered + 2 * CALLERS, self.updates + 2
-        async with asyncio.timeout(60):
-            while self.answered < answered or self.updates < updates:  # noqa: ASYNC110  # many count
-                await asyncio.sleep(0.01)
-
-
-@asynccontextmanager
-async def game(target: str) -> AsyncIterator[Tally]:
-    """Callers and a watcher of the router at `target`."""
-    loop, tally = asyncio.get_running_loop(), Tally()
-    message = pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=LONG_PROMPT)
-    spec = pb.GenerationSpec(messages=[message], tier=tier_pb2.TIER_GOLD, max_output_tokens=8)
-    async with open_channel(target) as channel:
-        stub = rpc.AiRouterServiceStub(channel)
-
-        async def call(number: int) -> None:
-            while True:
-                begun = loop.time()
-                try:
-                    if number == 0:
-                        request = pb.GenerateOnceRequest(spec=spec)
-                        await stub.GenerateOnce(request, timeout=DEADLINE_SECONDS)
-                    else:
-                        await stub.ListTiers(pb.ListTiersRequest(), timeout=DEADLINE_SECONDS)
-                except grpc.aio.AioRpcError as error:
-                    tally.codes[error.code().name] += 1
-                else:
-                    tally.answered += 1
-                tally.longest_seconds = max(tally.longest_seconds, loop.time() - begun)
-                await asyncio.sleep(0.05)
-
-        async def follow() -> None:
-            updates = watch(
-                lambda token: stub.WatchDemand(pb.WatchDemandRequest(resume_token=token)),
-                token_of=lambda update: update.resume_token,
-                clock=SystemClock(),
-                name="demand",
-            )
-            async for _ in updates:
-                tally.updates += 1
-
-        tasks = [asyncio.create_task(call(number)) for number in range(CALLERS)]
-        tasks.append(asyncio.create_task(follow()))
-        try:
-            yield tally
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def router(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServiceProcess]:
     log_file = tmp_path_factory.mktemp("network") / "router.log"
@@ -169,7 +93,10 @@ async def play(
 ) -> Tally:
     """Plays while the network is bad, and until it is well again; returns what callers saw."""
     loop = asyncio.get_running_loop()
-    async with FaultProxy(router.address, seed=1) as proxy, game(proxy.address) as tally:
+    async with (
+        FaultProxy(router.address, seed=1) as proxy,
+        players_of(proxy.address, with_text=True) as tally,
+    ):
         await tally.well_again()
         before = router.resident_mebibytes(), own_mebibytes()
         tally.longest_seconds, answered = 0.0, tally.answered

@@ -1,0 +1,112 @@
+"""What game services do with a router while the network between them is bad.
+
+As a program, it plays against the router of its first argument: it reads seconds to play, one line
+each, plays so long and answers with what the players saw, as a line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import grpc
+import grpc.aio
+import structlog
+
+from gaming.ai_router.v1 import ai_router_pb2 as pb
+from gaming.ai_router.v1 import ai_router_pb2_grpc as rpc
+from gaming.common.v1 import tier_pb2
+from servicekit.channels import open_channel
+from servicekit.clock import SystemClock
+from servicekit.watching import watch
+
+__all__ = ["CALLERS", "DEADLINE_SECONDS", "Tally", "players_of"]
+
+DEADLINE_SECONDS = 2.0
+CALLERS = 10
+LONG_PROMPT = "x" * 20_000
+"""Together with its frames this takes a sixth of a second of a megabit link."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What callers saw."""
+
+    answered: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    longest_seconds: float = 0.0
+    """Since it was last set to 0."""
+    updates: int = 0
+
+    async def well_again(self) -> None:
+        """Returns once every caller could have been answered, and the stream goes on."""
+        answered, updates = self.answered + 2 * CALLERS, self.updates + 2
+        async with asyncio.timeout(60):
+            while self.answered < answered or self.updates < updates:  # noqa: ASYNC110  # many count
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def players_of(target: str, *, with_text: bool) -> AsyncIterator[Tally]:
+    """Callers and a watcher of the router at `target`; one caller asks for text, if so wanted."""
+    loop, tally = asyncio.get_running_loop(), Tally()
+    message = pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=LONG_PROMPT)
+    spec = pb.GenerationSpec(messages=[message], tier=tier_pb2.TIER_GOLD, max_output_tokens=8)
+    async with open_channel(target) as channel:
+        stub = rpc.AiRouterServiceStub(channel)
+
+        async def call(number: int) -> None:
+            while True:
+                begun = loop.time()
+                try:
+                    if with_text and number == 0:
+                        request = pb.GenerateOnceRequest(spec=spec)
+                        await stub.GenerateOnce(request, timeout=DEADLINE_SECONDS)
+                    else:
+                        await stub.ListTiers(pb.ListTiersRequest(), timeout=DEADLINE_SECONDS)
+                except grpc.aio.AioRpcError as error:
+                    tally.codes[error.code().name] += 1
+                else:
+                    tally.answered += 1
+                tally.longest_seconds = max(tally.longest_seconds, loop.time() - begun)
+                await asyncio.sleep(0.05)
+
+        async def follow() -> None:
+            updates = watch(
+                lambda token: stub.WatchDemand(pb.WatchDemandRequest(resume_token=token)),
+                token_of=lambda update: update.resume_token,
+                clock=SystemClock(),
+                name="demand",
+            )
+            async for _ in updates:
+                tally.updates += 1
+
+        tasks = [asyncio.create_task(call(number)) for number in range(CALLERS)]
+        tasks.append(asyncio.create_task(follow()))
+        try:
+            yield tally
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _play(target: str) -> None:
+    async with players_of(target, with_text=False) as tally:
+        await tally.well_again()
+        while line := await asyncio.to_thread(sys.stdin.readline):
+            tally.answered, tally.longest_seconds = 0, 0.0
+            tally.codes.clear()
+            await asyncio.sleep(float(line))
+            print(json.dumps(dataclasses.asdict(tally)), flush=True)
+
+
+if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    asyncio.run(_play(sys.argv[1]))
