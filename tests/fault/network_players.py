@@ -7,7 +7,6 @@ each, plays so long and answers with what the players saw, as a line of JSON.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import sys
 from collections import Counter
@@ -104,7 +103,13 @@ async def _play(target: str) -> None:
             tally.answered, tally.longest_seconds = 0, 0.0
             tally.codes.clear()
             await asyncio.sleep(float(line))
-            print(json.dumps(dataclasses.asdict(tally)), flush=True)
+            seen = {
+                "answered": tally.answered,
+                "codes": tally.codes,
+                "longest_seconds": tally.longest_seconds,
+                "updates": tally.updates,
+            }
+            print(json.dumps(seen), flush=True)
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ async def playground_in(directory: Path) -> AsyncIterator[Playground]:
         try:
             yield Playground(network, collector, router, players)
         finally:
-            players.kill()
+            if players.returncode is None:
+                players.kill()
             await players.communicate()
 
 
