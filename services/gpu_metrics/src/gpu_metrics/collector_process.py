@@ -2,13 +2,16 @@
 
 import os
 import uuid
+from contextlib import AsyncExitStack
 
 from gpu_metrics.adapters.cloudwatch import CloudWatchAggregates
+from gpu_metrics.alerts import AlertReporter
 from gpu_metrics.config import COLLECTOR_DEFAULT_ADDRESS, CollectorSettings
 from gpu_metrics.domain.fleet import FleetView
 from gpu_metrics.feed import FleetFeed
 from gpu_metrics.publisher import AggregatePublisher
 from gpu_metrics.servicer import registrations
+from messaging.service_bus import open_publisher, say_what_is_joined
 from servicekit.runtime import ServiceRuntime, run_service
 
 __all__ = ["main"]
@@ -40,7 +43,27 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
             interval_seconds=settings.cloudwatch_interval_seconds,
         )
         tasks.append(publisher.run)
-    await runtime.serve(registrations(feed, runtime.clock), settings.server, *tasks)
+    say_what_is_joined(settings.messaging)
+    async with AsyncExitStack() as stack:
+        if settings.messaging.publishes:
+            events = await stack.enter_async_context(
+                open_publisher(
+                    settings.messaging,
+                    clock=runtime.clock,
+                    telemetry=runtime.telemetry,
+                    random=runtime.random,
+                )
+            )
+            alerts = AlertReporter(
+                view,
+                events,
+                clock=runtime.clock,
+                telemetry=runtime.telemetry,
+                confirm_seconds=settings.alert_confirm_seconds,
+                buffer=settings.alert_buffer,
+            )
+            tasks += [alerts.watch, alerts.publish]
+        await runtime.serve(registrations(feed, runtime.clock), settings.server, *tasks)
 
 
 def main() -> int:

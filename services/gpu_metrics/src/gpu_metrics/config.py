@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 from gpu_metrics.domain.fleet import FleetPolicy
 from gpu_metrics.domain.readings import PurchaseOption, Tier
+from messaging.settings import MessagingSettings
 from servicekit.channels import ChannelSettings
 from servicekit.server import ServerSettings
 from servicekit.settings import SettingsError, setting
@@ -136,6 +137,21 @@ class CollectorSettings:
 
     server: ServerSettings
     telemetry: TelemetrySettings
+    messaging: MessagingSettings
+    alert_confirm_seconds: float = setting(
+        "GPU_METRICS_ALERT_CONFIRM_SECONDS",
+        default=3.0,
+        minimum=0.0,
+        maximum=3600,
+        help="how long a GPU or model server must have failed before the event bus is told",
+    )
+    alert_buffer: int = setting(
+        "GPU_METRICS_ALERT_BUFFER",
+        default=256,
+        minimum=1,
+        maximum=100_000,
+        help="alerts that wait while the event bus is away; further ones are dropped",
+    )
     stale_after_seconds: float = setting(
         "GPU_METRICS_STALE_AFTER_SECONDS",
         default=5.0,

@@ -3,6 +3,8 @@
 __all__ = [
     "AGENT_REPORTS_REPLACED",
     "AGENT_STREAMS_BROKEN",
+    "ALERTS",
+    "ALERTS_DROPPED",
     "FLEET_HOSTS",
     "LATENCY_BOUNDS_DIFFER",
     "PUBLISH_FAILURES",
@@ -26,3 +28,9 @@ AGENT_STREAMS_BROKEN = "gpu_metrics.agent.streams_broken"
 
 AGENT_REPORTS_REPLACED = "gpu_metrics.agent.reports_replaced"
 """Reports replaced by a newer one before a collector could take them, by `collector`."""
+
+ALERTS = "gpu_metrics.alerts"
+"""Alerts of the fleet, by `kind` and `state`."""
+
+ALERTS_DROPPED = "gpu_metrics.alerts.dropped"
+"""Alerts that the event bus never got, by `reason`."""

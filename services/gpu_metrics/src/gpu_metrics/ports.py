@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from gaming.events.events_pb2 import GameEvent
 from gpu_metrics.domain.aggregate import TierAggregate
 from gpu_metrics.domain.readings import GpuReading, Host, HostReport, ModelServerReading
 
 __all__ = [
     "AggregateSink",
+    "EventSink",
     "GpuSource",
     "HostSource",
     "ModelServerSource",
@@ -80,4 +82,12 @@ class AggregateSink(Protocol):
 
     async def publish(self, aggregates: Sequence[TierAggregate]) -> None:
         """Publish one interval. Raises `PublishFailed` when it was not taken."""
+        ...
+
+
+class EventSink(Protocol):
+    """Takes events to the game's bus."""
+
+    async def publish(self, event: GameEvent) -> None:
+        """Return once the bus took the event; raises a ServiceError otherwise."""
         ...
