@@ -256,6 +256,25 @@ class TestErrors:
         assert caught.value.retry_after_seconds == 1.0
         assert "127.0.0.1" not in caught.value.message
 
+    async def test_a_frozen_server_keeps_nobody_waiting_and_its_return_is_noticed(
+        self, postgres_server: EmbeddedPostgres, postgres_database: str
+    ) -> None:
+        async with open_pool(
+            postgres_database, application_name="test", command_timeout_seconds=4.0, maximum=1
+        ) as pool:
+            assert await answer(pool) == 1
+            postgres_server.freeze()
+            try:
+                # The statement's four seconds, and one to see that it cannot be cancelled either.
+                async with asyncio.timeout(6.5):
+                    with pytest.raises(DatabaseAway), database_errors():
+                        async with pool.acquire() as connection, connection.transaction():
+                            await connection.fetchval("SELECT 1")
+            finally:
+                postgres_server.thaw()
+            async with asyncio.timeout(5):
+                assert await answer(pool) == 1
+
     async def test_a_statement_that_takes_too_long_is_unavailable(
         self, postgres_database: str
     ) -> None:

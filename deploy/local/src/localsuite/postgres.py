@@ -213,6 +213,19 @@ class EmbeddedPostgres:
         if postmaster is not None:
             postmaster.kill()
 
+    def freeze(self) -> None:
+        """Stops every process of the server where it is, as a stalled disk or host would.
+
+        Its sockets stay open: connections are taken and nothing is answered, until `thaw`.
+        """
+        for process in live_processes(self.cluster):
+            process.suspend()
+
+    def thaw(self) -> None:
+        """Lets a frozen server go on."""
+        for process in live_processes(self.cluster):
+            process.resume()
+
     def __enter__(self) -> Self:
         return self.start()
 

@@ -40,6 +40,7 @@ _RETRY_AFTER_SECONDS = 1.0
 _CONNECT_SECONDS = 5.0
 _ACQUIRE_SECONDS = 5.0
 _CLOSE_SECONDS = 5.0
+_CANCEL_SECONDS = 1.0
 _LOCK_SECONDS = 60.0
 _LOCK_POLL_SECONDS = 0.1
 _MIGRATION_SECONDS = 900.0
@@ -122,6 +123,23 @@ def load_queries(
     return Queries(statements)
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """A connection that is given up when a statement cannot be cancelled soon.
+
+    asyncpg waits for a cancellation as long as for the statement, and everything that is done with
+    the connection waits with it. A server that is frozen answers neither.
+    """
+
+    async def _cancel(self, waiter: Any, cancel_waiter: Any = None) -> None:
+        try:
+            async with asyncio.timeout(_CANCEL_SECONDS) as limit:
+                await super()._cancel(waiter, cancel_waiter)
+        except TimeoutError:
+            pass
+        if limit.expired():  # asyncpg may have taken the limit's cancellation for its own
+            self.terminate()
+
+
 class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # asyncpg ships no types
     """A pool in which nobody waits for a free connection for ever."""
 
@@ -169,7 +187,7 @@ async def open_pool(
         max_size=maximum,
         max_queries=50_000,
         loop=None,
-        connection_class=asyncpg.Connection,
+        connection_class=_Connection,
         record_class=asyncpg.Record,
         timeout=_CONNECT_SECONDS,
         command_timeout=command_timeout_seconds,
