@@ -61,6 +61,7 @@ class ReplicaProcess:
     """A replica in a process of its own."""
 
     process: asyncio.subprocess.Process
+    address: str
     stub: autoscaler_pb2_grpc.AutoscalerServiceAsyncStub
 
     async def status(self) -> pb.GetStatusResponse:
@@ -143,7 +144,9 @@ class ReplicaWorld:
             stderr=asyncio.subprocess.DEVNULL,
         )
         channel = await self._stack.enter_async_context(open_channel(address))
-        replica = ReplicaProcess(process, autoscaler_pb2_grpc.AutoscalerServiceStub(channel))
+        replica = ReplicaProcess(
+            process, address, autoscaler_pb2_grpc.AutoscalerServiceStub(channel)
+        )
         self._stack.push_async_callback(replica.kill)
         return replica
 

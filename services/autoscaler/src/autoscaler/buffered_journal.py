@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -43,15 +44,26 @@ JournalEntry = SaveDecision | SaveDrain | EndDrain
 class BufferedJournal:
     """A journal that never blocks the control loop: at most `limit` entries wait in memory.
 
+    While `reachable` says that the database is away it is not even tried: one that is frozen, or
+    behind a network that swallows everything, would keep every round waiting for its timeouts.
+
     When more would wait, the oldest decision that changed nothing goes first, then the oldest
     decision; what happened to drains is never dropped. Repeats of an entry are harmless, so an
     entry whose answer was lost is simply written again.
     """
 
-    def __init__(self, journal: DecisionJournal, drains: DrainStore, *, limit: int) -> None:
+    def __init__(
+        self,
+        journal: DecisionJournal,
+        drains: DrainStore,
+        *,
+        limit: int,
+        reachable: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._journal = journal
         self._drains = drains
         self._limit = limit
+        self._reachable = reachable
         self._waiting: list[JournalEntry] = []
         self.dropped = 0
 
@@ -67,6 +79,8 @@ class BufferedJournal:
 
     async def flush(self) -> bool:
         """Write what waits, oldest first; False when the database is away."""
+        if not self._reachable():
+            return False
         done = 0
         try:
             for entry in self._waiting:

@@ -119,7 +119,12 @@ class ControlLoop:
         self._picture = picture
         self._clock = clock
         self._rng = rng
-        self.journal = BufferedJournal(stores.journal, stores.drains, limit=settings.buffer_entries)
+        self.journal = BufferedJournal(
+            stores.journal,
+            stores.drains,
+            limit=settings.buffer_entries,
+            reachable=lambda: leadership.database_reachable,
+        )
         self.drains = DrainControl(routers, cloud, self.journal, tick_seconds=settings.tick_seconds)
         self._prepared_epoch: int | None = None
         self._last_id = (0, 0)
@@ -223,6 +228,8 @@ class ControlLoop:
 
     async def _read_holds(self) -> bool:
         """Read what operators and the game said; without the database the last known stays."""
+        if not self._leadership.database_reachable:
+            return False
         now = self._clock.now().timestamp()
         try:
             self._picture.overrides = await self._stores.overrides.overrides(now)
@@ -360,6 +367,8 @@ class ControlLoop:
 
     async def _share(self) -> None:
         """Let replicas that do not lead answer as well as this one."""
+        if not self._leadership.database_reachable:
+            return
         try:
             await self._stores.journal.save_reports(list(self._picture.reports.values()))
         except DatabaseAway:
