@@ -141,3 +141,29 @@ def test_a_hostile_page_is_parsed_in_linear_time() -> None:
     parse_vllm_metrics('vllm:num_requests_running{a="\n' * 20_000)
     # Backtracking over the whole page from each of its lines would take minutes.
     assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "vllm:num_requests_running 1.7e308\nvllm:num_requests_running 1.7e308",
+        "vllm:num_requests_running 1e19",
+        "vllm:num_requests_running +Inf\nvllm:num_requests_running -Inf",
+    ],
+)
+def test_a_count_beyond_every_count_is_malformed(page: str) -> None:
+    assert parse_vllm_metrics(page).running_requests is MissingReason.MALFORMED
+
+
+def test_buckets_beyond_every_count_are_malformed() -> None:
+    page = (
+        'vllm:time_to_first_token_seconds_bucket{le="0.1"} -1.7e308\n'
+        'vllm:time_to_first_token_seconds_bucket{le="+Inf"} 1.7e308\n'
+        "vllm:time_to_first_token_seconds_sum 1"
+    )
+    assert parse_vllm_metrics(page).time_to_first_token is MissingReason.MALFORMED
+
+
+def test_a_cache_of_more_blocks_than_any_has_no_capacity() -> None:
+    page = f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{"9" * 5000}"}} 1'
+    assert parse_vllm_metrics(page).kv_cache_capacity_tokens is MissingReason.UNSUPPORTED

@@ -37,9 +37,13 @@ def event_from_json(text: str, attributes: Mapping[str, str]) -> GameEvent:
     except (ValueError, RecursionError):
         raise PoisonEvent(PoisonReason.NOT_HEX_BASE64_OR_JSON) from None
     try:
+        if "\\u" in text or not text.isascii():
+            # Half a character, as a key, makes the protobuf runtime fail with SystemError.
+            _compact(fields).encode()
         return _event(fields, attributes)
-    except (ValueError, TypeError, RecursionError, json_format.ParseError):
-        # Also text that is no Unicode and numbers beyond 64 bits, which the message refuses.
+    except (ValueError, TypeError, OverflowError, RecursionError, json_format.ParseError):
+        # Also text that is no Unicode and numbers beyond 64 bits, which the message refuses, and
+        # beyond any, which JSON's `1e999` is.
         raise PoisonEvent(PoisonReason.BAD_JSON_EVENT) from None
 
 

@@ -30,8 +30,10 @@ _WANTED = re.compile(
 )
 _BUCKET_BOUND = re.compile(r'(?:^|,)le="([^"]*)"')
 _MODEL_NAME = re.compile(r'(?:^|,)model_name="((?:[^"\\]|\\.)*)"')
-_BLOCK_SIZE = re.compile(r'(?:^|,)block_size="(\d+)"')
-_BLOCK_COUNT = re.compile(r'(?:^|,)num_gpu_blocks="(\d+)"')
+_BLOCK_SIZE = re.compile(r'(?:^|,)block_size="([0-9]{1,9})"')
+_BLOCK_COUNT = re.compile(r'(?:^|,)num_gpu_blocks="([0-9]{1,9})"')
+# What the wire's 64-bit counts hold; a larger figure is none.
+_LARGEST_COUNT = float(2**63 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +126,9 @@ def _capacity_tokens(labels: str) -> list[int]:
 def _count(values: list[float]) -> CountReading:
     if not values:
         return MissingReason.UNSUPPORTED
-    total = math.fsum(values) if all(map(math.isfinite, values)) else math.nan
-    return round(total) if total >= 0 else MissingReason.MALFORMED
+    # In plain sums infinities and overflow come out as what they are; nan compares as false.
+    total = sum(values)
+    return round(total) if 0 <= total < _LARGEST_COUNT else MissingReason.MALFORMED
 
 
 def _permille(shares: list[float]) -> CountReading:
@@ -143,7 +146,7 @@ def _histogram(lines: _HistogramLines | None) -> HistogramReading:
     cumulative = [lines.buckets[bound] for bound in bounds]
     if not bounds or bounds[-1] != math.inf or not lines.sums:
         return MissingReason.MALFORMED
-    if not all(map(math.isfinite, (*lines.sums, *cumulative))):
+    if not all(abs(number) < _LARGEST_COUNT for number in (*lines.sums, *cumulative)):
         return MissingReason.MALFORMED
     counts = [int(after - before) for before, after in pairwise((0.0, *cumulative))]
     try:
