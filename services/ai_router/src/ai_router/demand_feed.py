@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from ai_router.domain.demand import TierDemand
 from ai_router.domain.routing import RoutingDesk
@@ -54,16 +54,18 @@ class DemandFeed:
 
     async def run(self) -> None:
         """Publishes for ever; ends only when cancelled, and with it all subscriptions."""
-        start = self._clock.now()
-        due = self._clock.monotonic()
+        started = due = self._clock.monotonic()
         try:
             while True:
                 # Due times are absolute, so that intervals do not drift.
                 due = max(due + self._interval_seconds, self._clock.monotonic())
                 await self._clock.sleep(due - self._clock.monotonic())
-                end = self._clock.now()
+                ended, end = self._clock.monotonic(), self._clock.now()
+                # Readers divide by the length, so it is measured: between two readings of the wall
+                # clock, somebody may set it.
+                start = end - timedelta(seconds=ended - started)
                 self._log.publish(DemandInterval(start, end, self._desk.close_demand_interval()))
-                start = end
+                started = ended
         finally:
             self._log.close()
 
