@@ -11,6 +11,10 @@ from servicekit.method_policies import DeadlineClass
 
 __all__ = ["DeadlineInterceptor", "StreamExpired"]
 
+_EXPIRED_BELOW_SECONDS = 0.002
+"""gRPC sends a deadline that has passed as one nanosecond, and counts in milliseconds, rounded up
+on both ends: the call arrives with up to two left, in which a mutation may well be carried out."""
+
 
 class StreamExpired(Unavailable):
     """A subscription reached its greatest age; the client resumes where it was."""
@@ -27,7 +31,7 @@ class DeadlineInterceptor:
         if call.declaration is None:
             return await proceed(call)
         remaining = call.context.time_remaining()
-        if remaining is not None and remaining <= 0:
+        if remaining is not None and remaining < _EXPIRED_BELOW_SECONDS:
             raise DeadlineExceeded("The deadline had passed before the call arrived.")
         longest = call.declaration.deadline_seconds
         if remaining is not None and remaining <= longest:
