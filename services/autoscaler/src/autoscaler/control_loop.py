@@ -348,6 +348,10 @@ class ControlLoop:
                 group = (await self._cloud.describe()).get(tier)
                 if group is None or group.desired != snapshot.group_desired:
                     raise CloudError(_SIZE_CHANGED)
+                # One that was cut off has no lease to end this: the database may be back and have
+                # named another leader while the cloud was asked.
+                if self._leadership.role not in (Role.LEADER, Role.CUT_OFF):
+                    raise CloudError(_LEAD_ENDED)
                 await self._cloud.set_desired(tier, size)
         except TimeoutError:
             raise CloudError(_LEAD_ENDED) from None
