@@ -31,6 +31,7 @@ Handler = Callable[[GameEvent], Awaitable[None]]
 
 _DELETE_LINGER_SECONDS = 0.02
 _DELETE_CALLS_AT_ONCE = 2
+_DELETIONS_PENDING = 100
 _MAXIMUM_RECEIVE_BACKOFF_SECONDS = 30.0
 _MAXIMUM_PAUSE_SECONDS = 30.0
 
@@ -77,9 +78,13 @@ class EventConsumer:
             clock=clock,
             instruments=self._instruments,
         )
-        # One batch more than is handled at once, so that handlers need not wait for a call.
-        self._places = asyncio.Semaphore(settings.handlers_at_once + BATCH_ENTRIES)
+        # A batch a long poll more than is handled at once, so that handlers need not wait for it.
+        self._places = asyncio.Semaphore(
+            settings.handlers_at_once + BATCH_ENTRIES * settings.receive_calls_at_once
+        )
+        self._taking_places = asyncio.Lock()
         self._handlers = asyncio.Semaphore(settings.handlers_at_once)
+        self._deletion_places = asyncio.Semaphore(_DELETIONS_PENDING)
         self._waiting: dict[asyncio.Task[None], ReceivedMessage] = {}
         self._working: dict[asyncio.Task[None], ReceivedMessage] = {}
         self._paused_until = 0.0
@@ -129,13 +134,13 @@ class EventConsumer:
     async def _receive(self, messages: asyncio.TaskGroup, deletions: BatchSender[str]) -> None:
         failures = 0
         while True:
-            places = await self._take_places()
+            await self._take_places()
             received: list[ReceivedMessage] = []
             try:
                 if (pause_seconds := self._paused_until - self._clock.monotonic()) > 0:
                     await self._clock.sleep(pause_seconds)
                 received = await self._queue.receive(
-                    places, wait_seconds=self._settings.receive_wait_seconds
+                    BATCH_ENTRIES, wait_seconds=self._settings.receive_wait_seconds
                 )
                 failures = 0
             except (BusUnavailable, BusRefused) as error:
@@ -143,7 +148,7 @@ class EventConsumer:
                 self._instruments.queue_failed("receive")
                 log.warning("receive_failed", reason=error.reason, failures=failures)
             finally:
-                for _ in range(places - len(received)):
+                for _ in range(BATCH_ENTRIES - len(received)):
                     self._places.release()
             for message in received:
                 self._visibility.hold(message)
@@ -159,35 +164,40 @@ class EventConsumer:
                     )
                 )
 
-    async def _take_places(self) -> int:
-        """Waits for one place, and takes as many of a batch's as are free then."""
-        await self._places.acquire()
-        places = 1
-        while places < BATCH_ENTRIES and not self._places.locked():
-            await self._places.acquire()
-            places += 1
-        return places
+    async def _take_places(self) -> None:
+        """Waits for a whole batch's places: calls for one message cost as much as for ten."""
+        async with self._taking_places:
+            for _ in range(BATCH_ENTRIES):
+                await self._places.acquire()
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         message = self._waiting.pop(task, None) or self._working.pop(task, None)
         if message is not None:
             self._visibility.let_go(message)
-        self._places.release()
 
     async def _take_care(self, message: ReceivedMessage, deletions: BatchSender[str]) -> None:
-        task = asyncio.current_task()
-        async with self._handlers:
-            if task is not None:
-                self._working[task] = self._waiting.pop(task)
-            finished = await self._finished_with(message)
-        if not finished:
-            return
+        task, finished = asyncio.current_task(), False
+        try:
+            async with self._handlers:
+                if task is not None:
+                    self._working[task] = self._waiting.pop(task)
+                finished = await self._finished_with(message)
+            if finished:
+                await self._deletion_places.acquire()
+        finally:
+            self._places.release()
+        if finished:
+            await self._delete(message, deletions)
+
+    async def _delete(self, message: ReceivedMessage, deletions: BatchSender[str]) -> None:
         try:
             await deletions.send(message.receipt)
         except (BusUnavailable, BusRefused, PublisherClosed) as error:
             # It will come again; the handler's inbox knows it then.
             self._instruments.queue_failed("delete")
             log.warning("message_not_deleted", message_id=message.message_id, reason=error.reason)
+        finally:
+            self._deletion_places.release()
 
     async def _finished_with(self, message: ReceivedMessage) -> bool:
         """Handles one message and returns whether it may be deleted."""

@@ -86,7 +86,7 @@ class MessagingSettings:
     )
     receive_calls_at_once: int = setting(
         "GAMEKEEPER_EVENTS_RECEIVE_CALLS_AT_ONCE",
-        default=2,
+        default=1,
         minimum=1,
         maximum=16,
         help="long polls at once",

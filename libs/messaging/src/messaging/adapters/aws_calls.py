@@ -50,6 +50,8 @@ async def open_client(
         max_pool_connections=connections,
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         tcp_keepalive=True,
+        # A sixth of a call's CPU time; what is sent is made here, and AWS checks it again.
+        parameter_validation=False,
         # Bucket names as host names exist on AWS only.
         s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
+from urllib.parse import quote_plus
 
 from messaging.adapters.aws_calls import (
     aws_call,
@@ -23,6 +25,9 @@ class SnsTopic:
     """Publishes to one topic, in batches."""
 
     def __init__(self, client: Any, topic_arn: str, *, timeout_seconds: float) -> None:
+        client.meta.events.register_first(
+            "before-call.sns.PublishBatch", _encode_once, unique_id="messaging-encode-once"
+        )
         self._client = client
         self._topic_arn = topic_arn
         self._timeout_seconds = timeout_seconds
@@ -48,6 +53,26 @@ class SnsTopic:
                 TopicArn=self._topic_arn, PublishBatchRequestEntries=entries
             )
         return entry_outcomes(answer, len(messages))
+
+
+def _encode_once(params: dict[str, Any], **_: Any) -> None:
+    """Replaces a call's fields by the form they are sent in, as the SDK's event system allows.
+
+    The SDK encodes them twice, once to sign and once to send, and slowly: with ten messages of
+    four attributes that is half of a call's CPU time.
+    """
+    fields = params["body"]
+    if isinstance(fields, dict):
+        params["body"] = "&".join([f"{name}={_quoted(fields[name])}" for name in fields]).encode()
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    # Hexadecimal bodies and numbers need no quoting; types, sources and worlds come again.
+    return text if text.isascii() and text.isalnum() else _quoted_plus(text)
+
+
+_quoted_plus = lru_cache(maxsize=1024)(quote_plus)
 
 
 @asynccontextmanager
