@@ -49,14 +49,12 @@ def test_a_topic_that_refuses_everything_parks_nothing() -> None:
     assert verdict.topic_away
 
 
-def test_one_event_refused_among_accepted_ones_is_the_events_own_fault() -> None:
-    verdict = judge([(1, 0), (2, 0)], {2: BusRefused("bad entry")}, POLICY)
-    assert [parked.position for parked in verdict.parked] == [2]
-
-
 @pytest.mark.parametrize(("attempts", "delay_seconds"), [(0, 1.0), (1, 2.0)])
-def test_an_event_left_behind_waits_longer_each_time(attempts: int, delay_seconds: float) -> None:
-    verdict = judge([(1, attempts), (2, 0)], {1: AWAY}, POLICY)
+@pytest.mark.parametrize("error", [AWAY, BusRefused("no permission")])
+def test_an_event_left_behind_waits_longer_each_time(
+    attempts: int, delay_seconds: float, error: ServiceError
+) -> None:
+    verdict = judge([(1, attempts), (2, 0)], {1: error}, POLICY)
     assert verdict.deferred == (Deferred(1, delay_seconds),)
     assert not verdict.topic_away
 

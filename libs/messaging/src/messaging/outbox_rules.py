@@ -11,8 +11,6 @@ __all__ = ["Deferred", "Parked", "RetryPolicy", "Verdict", "judge"]
 
 # What is wrong with such an event no repeat changes.
 _HOPELESS = frozenset({StatusCode.INVALID_ARGUMENT, StatusCode.OUT_OF_RANGE})
-# Refused by configuration: the topic's for all events, or, where others pass, for this one.
-_HOPELESS_IN_COMPANY = frozenset({StatusCode.FAILED_PRECONDITION})
 _REASON_CHARACTERS = 500
 
 
@@ -86,8 +84,8 @@ def judge(
         error = failures.get(position)
         if error is None:
             continue
-        hopeless = error.code in _HOPELESS or (accepted and error.code in _HOPELESS_IN_COMPANY)
-        if hopeless or (accepted and attempts + 1 >= policy.attempts):
+        # Other refusals, of permission for example, may end while they are being put right.
+        if error.code in _HOPELESS or (accepted and attempts + 1 >= policy.attempts):
             reason = f"{error.reason}: {error.message}"
             parked.append(Parked(position, reason[:_REASON_CHARACTERS]))
         elif accepted:
