@@ -33,6 +33,9 @@ __all__ = ["Dispatch", "Offer", "RoutingDesk", "RoutingPolicy", "ShedError"]
 
 ShedError = Overloaded | DeadlineUnreachable | NoCapacity
 
+# How long the predictions may be taken as they are when waiting tickets are looked through.
+_EXPIRY_GRAIN_SECONDS = 0.05
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoutingPolicy:
@@ -94,6 +97,8 @@ class RoutingDesk:
         self._profiles = profiles
         self._policy = policy
         self._queues = {tier: WaitingQueue(policy.queue_limit) for tier in Tier}
+        # Before then no ticket of the tier's queue can have waited too long.
+        self._expiry_due = dict.fromkeys(Tier, float("-inf"))
         self._service = {tier: ServiceTimeModel(profiles[tier]) for tier in Tier}
         self._estimators = {tier: TokenEstimator() for tier in Tier}
         # Requests and tokens running per serving tier, guests included: what comes free in time.
@@ -149,6 +154,8 @@ class RoutingDesk:
             raise self._shed(ticket, now, self._refusal(ticket, fit, wait))
         queue = self._queues[ticket.wanted_tier]
         pushed = queue.add(ticket)
+        due = self._expiry_due[ticket.wanted_tier]
+        self._expiry_due[ticket.wanted_tier] = min(due, self._latest_start(ticket))
         if pushed is None:
             return Offer(None)
         error = self._shed(
@@ -179,10 +186,7 @@ class RoutingDesk:
                 continue
             self._serve_in_order(queue, now, done)
             self._serve_elsewhere(queue, now, done)
-            for ticket in queue:
-                if now > self._latest_start(ticket):
-                    queue.remove(ticket)
-                    done.append(self._last_resort(ticket, tier, now))
+            self._end_waits(tier, queue, now, done)
         return done
 
     def withdraw(self, ticket: Ticket) -> None:
@@ -443,6 +447,26 @@ class RoutingDesk:
             else:
                 queue.remove(ticket)
                 done.append(Dispatch(ticket, placement=placement))
+
+    def _end_waits(
+        self, tier: Tier, queue: WaitingQueue, now: float, done: list[Dispatch]
+    ) -> None:
+        """Decides about those who cannot wait longer.
+
+        Looking at everybody whenever something comes free would make overload the dearest time;
+        so it is done when somebody's time is over, and to follow the predictions now and then.
+        """
+        if now <= self._expiry_due[tier]:
+            return
+        due = now + _EXPIRY_GRAIN_SECONDS
+        for ticket in queue:
+            latest = self._latest_start(ticket)
+            if now > latest:
+                queue.remove(ticket)
+                done.append(self._last_resort(ticket, tier, now))
+            else:
+                due = min(due, latest)
+        self._expiry_due[tier] = due
 
     def _takes_guests(self, tier: Tier) -> bool:
         """Returns whether the tier has room for guests: its own who wait come first."""

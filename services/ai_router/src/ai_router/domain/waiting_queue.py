@@ -50,7 +50,11 @@ class WaitingQueue:
     def ahead(self, ticket: Ticket) -> tuple[int, int]:
         """Returns how many tickets come before `ticket`, and their tokens."""
         position = bisect_left(self._entries, self._key(ticket), key=lambda entry: entry[0])
-        return position, sum(entry.tokens for _, entry in self._entries[:position])
+        # Who comes last, as most do, has everybody's tokens before it; add up the shorter side.
+        if position <= len(self._entries) // 2:
+            return position, sum(entry.tokens for _, entry in self._entries[:position])
+        behind = sum(entry.tokens for _, entry in self._entries[position:])
+        return position, self._tokens - behind
 
     def is_first(self, ticket: Ticket) -> bool:
         """Returns whether nobody is before `ticket`, whether it waits already or not."""
