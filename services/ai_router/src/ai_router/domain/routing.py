@@ -448,9 +448,7 @@ class RoutingDesk:
                 queue.remove(ticket)
                 done.append(Dispatch(ticket, placement=placement))
 
-    def _end_waits(
-        self, tier: Tier, queue: WaitingQueue, now: float, done: list[Dispatch]
-    ) -> None:
+    def _end_waits(self, tier: Tier, queue: WaitingQueue, now: float, done: list[Dispatch]) -> None:
         """Decides about those who cannot wait longer.
 
         Looking at everybody whenever something comes free would make overload the dearest time;
