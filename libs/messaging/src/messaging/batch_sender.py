@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
-_ATTEMPTS = 6
+_ATTEMPTS = 8
 _FIRST_BACKOFF_SECONDS = 0.1
 _MAXIMUM_BACKOFF_SECONDS = 5.0
 
