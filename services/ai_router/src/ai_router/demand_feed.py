@@ -16,6 +16,8 @@ __all__ = ["DemandFeed", "DemandInterval"]
 _HISTORY_INTERVALS = 600
 _SUBSCRIBER_QUEUE = 64
 # Every interval is itself a sign of life; the longest allowed one is below this.
+# Two clocks read one after the other differ by the time between; slewing adds less than 1 %.
+_CLOCKS_AGREE_WITHIN = timedelta(milliseconds=20)
 _HEARTBEAT_SECONDS = 12.0
 
 
@@ -55,6 +57,7 @@ class DemandFeed:
     async def run(self) -> None:
         """Publishes for ever; ends only when cancelled, and with it all subscriptions."""
         started = due = self._clock.monotonic()
+        last_end = self._clock.now()
         try:
             while True:
                 # Due times are absolute, so that intervals do not drift.
@@ -62,10 +65,12 @@ class DemandFeed:
                 await self._clock.sleep(due - self._clock.monotonic())
                 ended, end = self._clock.monotonic(), self._clock.now()
                 # Readers divide by the length, so it is measured: between two readings of the wall
-                # clock, somebody may set it.
+                # clock, somebody may set it. As long as nobody does, intervals touch.
                 start = end - timedelta(seconds=ended - started)
+                if abs(start - last_end) < _CLOCKS_AGREE_WITHIN:
+                    start = last_end
                 self._log.publish(DemandInterval(start, end, self._desk.close_demand_interval()))
-                started = ended
+                started, last_end = ended, end
         finally:
             self._log.close()
 
