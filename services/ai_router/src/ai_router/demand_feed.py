@@ -15,9 +15,9 @@ __all__ = ["DemandFeed", "DemandInterval"]
 
 _HISTORY_INTERVALS = 600
 _SUBSCRIBER_QUEUE = 64
-# Every interval is itself a sign of life; the longest allowed one is below this.
 # Two clocks read one after the other differ by the time between; slewing adds less than 1 %.
 _CLOCKS_AGREE_WITHIN = timedelta(milliseconds=20)
+# Every interval is itself a sign of life; the longest allowed one is below this.
 _HEARTBEAT_SECONDS = 12.0
 
 
