@@ -441,7 +441,7 @@ class SimulatedSuite:
         ]
         size = self.staying(tier) if staying is None else staying
         missing = max(0, size - len(members))
-        return sum(members) + missing * prices.usd_per_hour(instance_type, is_spot=False)
+        return sum(sorted(members)[:size]) + missing * prices.usd_per_hour(instance_type, is_spot=False)
 
     def highest_recent_budget(self, caller: str) -> float | None:
         """Return the most that the players known lately pay for; None when none are known."""
