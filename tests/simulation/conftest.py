@@ -1,6 +1,0 @@
-"""Makes the shared policies of this directory importable in any import mode."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
