@@ -129,3 +129,21 @@ async def test_closing_the_channel_ends_its_calls_and_closes_all_connections(
     assert all(await open_and_close())
     gc.collect()  # cancelled tasks and their calls refer to each other
     await until_connections(collector.address, 0)
+
+
+async def test_a_stream_outlives_its_connections_age_while_calls_move_on() -> None:
+    """The server asks clients to connect anew, and gives streams the time they may last."""
+    async with (
+        collector_for_test(
+            heartbeat_seconds=0.1, server_environ={"GAMEKEEPER_CONNECTION_AGE_SECONDS": "0.3"}
+        ) as collector,
+        channel_to(collector) as channel,
+    ):
+        (stream,) = await open_streams(channel, 1)
+        clock = asyncio.get_running_loop()
+        end = clock.time() + 1.5  # five times the age
+        while clock.time() < end:
+            await stub_of(channel).GetFleet(gpu_metrics_pb2.GetFleetRequest(), timeout=10)
+            async with asyncio.timeout(10):
+                assert (await stream.read()).HasField("heartbeat")
+        assert connections_to(collector.address) == 2

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -41,8 +41,12 @@ async def collector_for_test(
     heartbeat_seconds: float = 5.0,
     maximum_hosts: int = 1000,
     port: int = 0,
+    server_environ: Mapping[str, str] | None = None,
 ) -> AsyncIterator[CollectorForTest]:
-    """Serve a collector on loopback, by default on a free port, until the context ends."""
+    """Serve a collector on loopback, by default on a free port, until the context ends.
+
+    `server_environ` holds settings of its server as environment variables.
+    """
     clock = SystemClock()
     view = FleetView(
         FleetPolicy(
@@ -59,7 +63,8 @@ async def collector_for_test(
         heartbeat_seconds=heartbeat_seconds,
         maintenance_seconds=min(0.5, stale_after_seconds / 10),
     )
-    settings = load_settings(ServerSettings, {"GAMEKEEPER_LISTEN_ADDRESS": f"127.0.0.1:{port}"})
+    environ = {"GAMEKEEPER_LISTEN_ADDRESS": f"127.0.0.1:{port}", **(server_environ or {})}
+    settings = load_settings(ServerSettings, environ)
     server = RpcServer(registrations(feed, clock), settings, clock=clock)
     await server.start()
     await server.set_serving(True)
