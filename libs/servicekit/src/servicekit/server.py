@@ -53,6 +53,7 @@ __all__ = ["RpcServer", "ServerSettings", "ServiceRegistration"]
 log = structlog.get_logger(__name__)
 
 _HEALTH_NEWS_SECONDS = 0.2
+_PENDING_REQUESTS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,16 +314,17 @@ def _bind(
 
 def _server_options(settings: ServerSettings) -> list[tuple[str, int]]:
     longest_stream_milliseconds = round(DEADLINE_SECONDS[DeadlineClass.STREAM] * 1000)
+    pending = max(_PENDING_REQUESTS, settings.maximum_calls)
     return [
         ("grpc.max_receive_message_length", MAXIMUM_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAXIMUM_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAXIMUM_METADATA_BYTES * 2),
         ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
         # Calls that no task has taken up yet. They hold memory and the calls behind them wait: of
-        # 5,000 opened at once gRPC's 3,000 cost 46 MB and made others wait for 4 s. More than are
-        # ever handled at once are of no use; gRPC ends the rest with CANCELLED.
-        ("grpc.server.max_pending_requests", settings.maximum_calls),
-        ("grpc.server.max_pending_requests_hard_limit", settings.maximum_calls),
+        # 5,000 opened at once gRPC's 3,000 cost 46 MB and made others wait for 4 s. gRPC ends more
+        # with CANCELLED, without a word of ours; so never fewer than a crowd that comes at once.
+        ("grpc.server.max_pending_requests", pending),
+        ("grpc.server.max_pending_requests_hard_limit", pending),
         # Silent connections are to be gone after 5 s; timers are late on a busy machine.
         ("grpc.server_handshake_timeout_ms", 4_000),
         ("grpc.max_connection_age_ms", round(settings.connection_age_seconds * 1000)),
