@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/messaging/outbox_relay.py [--events 20000] [--rounds 5]
 
-The outbox is a table of a real PostgreSQL (the suite's embedded one, with fsync) on this machine. It
+The outbox is a table of a real PostgreSQL on this machine, the embedded one, with fsync. It
 is filled, then timed until it is empty; least figures over the rounds:
 
 - accepting topic: a topic in this process that takes each batch at once: what relay, publisher,
