@@ -10,12 +10,7 @@ from typing import Any
 import aioboto3
 import aiohttp
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    HTTPClientError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from botocore.parsers import ResponseParserError
 
 from messaging.errors import BusRefused, BusUnavailable
@@ -26,8 +21,11 @@ __all__ = ["aws_call", "entry_outcomes", "message_attributes", "open_client"]
 
 _CONNECT_TIMEOUT_SECONDS = 3.0
 _ATTEMPTS = 3
-_THROTTLING = ("Throttl", "RequestLimitExceeded", "SlowDown", "TooManyRequests", "OverLimit")
-"""How the codes of throttled calls begin or end, over the AWS services."""
+_PASSING = (
+    *("Throttl", "RequestLimitExceeded", "SlowDown", "TooManyRequests", "OverLimit"),
+    *("ExpiredToken", "RequestTimeout"),
+)
+"""What the codes of failures contain that pass: too much at once, and credentials just renewed."""
 _SERVER_ERROR = 500
 
 
@@ -71,28 +69,33 @@ def _sorted_failures() -> Iterator[None]:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         details = {"error_code": code or "UNKNOWN"}
-        if status >= _SERVER_ERROR or is_throttling(code):
+        if status >= _SERVER_ERROR or is_passing(code):
             raise BusUnavailable("AWS cannot take the call now", metadata=details) from error
-        raise BusRefused(f"AWS refuses the call: {code}", metadata=details) from error
-    except (HTTPClientError, CredentialRetrievalError, aiohttp.ClientError, OSError) as error:
+        raise BusRefused("AWS refuses the call", metadata=details) from error
+    except ParamValidationError as error:
+        raise BusRefused("AWS knows no such call") from error
+    except (BotoCoreError, aiohttp.ClientError, OSError) as error:
+        # No connection, no credentials yet, a connection that broke off.
         raise BusUnavailable("AWS cannot be reached") from error
-    except ResponseParserError as error:
+    except (ResponseParserError, LookupError, ValueError) as error:
+        # No answer of AWS's, or one without what its API promises: a proxy's, or half of one.
         raise BusUnavailable("AWS answered something that cannot be read") from error
-    except BotoCoreError as error:
-        raise BusRefused(f"the call cannot be made: {type(error).__name__}") from error
 
 
 @asynccontextmanager
 async def aws_call(timeout_seconds: float) -> AsyncIterator[None]:
-    """Limits an AWS call and its retries in time; raises BusUnavailable or BusRefused for it."""
+    """Limits an AWS call and its retries in time; raises BusUnavailable or BusRefused for it.
+
+    The answer is read inside it as well, so that an answer of another shape is a failed call.
+    """
     with _sorted_failures():
         async with asyncio.timeout(timeout_seconds):
             yield
 
 
-def is_throttling(code: str) -> bool:
-    """Returns whether an error code says that it was too much at once."""
-    return any(part in code for part in _THROTTLING)
+def is_passing(code: str) -> bool:
+    """Returns whether an error code says that the same call may work later."""
+    return any(part in code for part in _PASSING)
 
 
 def entry_outcomes(answer: Mapping[str, Any], entries: int) -> list[EntryOutcome]:
@@ -106,7 +109,7 @@ def entry_outcomes(answer: Mapping[str, Any], entries: int) -> list[EntryOutcome
     for entry in answer.get("Failed", ()):
         code = str(entry.get("Code", ""))
         # Throttling is the sender's fault by AWS's reckoning, and passes all the same.
-        retryable = not entry.get("SenderFault", False) or is_throttling(code)
+        retryable = not entry.get("SenderFault", False) or is_passing(code)
         outcomes[int(entry["Id"])] = EntryOutcome(False, code, retryable)
     return outcomes
 

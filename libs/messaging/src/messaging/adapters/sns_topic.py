@@ -52,7 +52,7 @@ class SnsTopic:
             answer = await self._client.publish_batch(
                 TopicArn=self._topic_arn, PublishBatchRequestEntries=entries
             )
-        return entry_outcomes(answer, len(messages))
+            return entry_outcomes(answer, len(messages))
 
 
 def _encode_once(params: dict[str, Any], **_: Any) -> None:

@@ -64,7 +64,7 @@ class SqsQueue:
                 WaitTimeSeconds=round(wait_seconds),
                 **self._receive_options,
             )
-        return [_received(message) for message in answer.get("Messages", ())]
+            return [_received(message) for message in answer.get("Messages", ())]
 
     async def extend_visibility(
         self, receipts: Sequence[str], *, seconds: Sequence[int]
@@ -83,7 +83,7 @@ class SqsQueue:
             answer = await self._client.change_message_visibility_batch(
                 QueueUrl=self._queue_url, Entries=entries
             )
-        return entry_outcomes(answer, len(entries))
+            return entry_outcomes(answer, len(entries))
 
     async def delete_batch(self, receipts: Sequence[str]) -> list[EntryOutcome]:
         """Deletes up to 10 messages for good."""
@@ -92,7 +92,7 @@ class SqsQueue:
             answer = await self._client.delete_message_batch(
                 QueueUrl=self._queue_url, Entries=entries
             )
-        return entry_outcomes(answer, len(entries))
+            return entry_outcomes(answer, len(entries))
 
     async def send_batch(self, messages: Sequence[OutgoingMessage]) -> list[EntryOutcome]:
         """Puts up to 10 messages into this queue directly."""
@@ -127,7 +127,7 @@ class SqsQueue:
         )
         async with aws_call(self._timeout_seconds):
             answer = await self._client.send_message_batch(QueueUrl=queue_url, Entries=entries)
-        return entry_outcomes(answer, len(entries))
+            return entry_outcomes(answer, len(entries))
 
 
 def _received(message: Mapping[str, Any]) -> ReceivedMessage:
