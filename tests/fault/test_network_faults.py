@@ -122,14 +122,6 @@ def own_mebibytes() -> float:
     return float(psutil.Process().memory_info().rss) / 1024**2
 
 
-@pytest.mark.parametrize("fault", [megabit])
-async def test_no_call_fails_on_a_slow_link(
-    router: ServiceProcess, fault: Fault, record_property: Callable[[str, object], None]
-) -> None:
-    tally = await play(router, fault, 1.0, record_property)
-    assert tally.codes == {}
-
-
 @pytest.mark.parametrize("fault", [blackhole])
 async def test_nothing_hangs_on_a_broken_link_and_all_is_well_once_it_is_mended(
     router: ServiceProcess, fault: Fault, record_property: Callable[[str, object], None]

@@ -88,14 +88,14 @@ async def lose(
     seconds: float,
     record_property: Callable[[str, object], None],
 ) -> None:
-    await playground.play(0.5)
+    await playground.play(0.2)
     processes = (playground.router, playground.collector)
     before = [process.resident_mebibytes() for process in processes]
     await playground.network.lose_one_in(ONE_IN[percent])
     during = await playground.play(seconds)
     await playground.network.lose_one_in(0)
-    after = await playground.play(RECOVERY_SECONDS if during["codes"] else 1.0)
-    settled = await playground.play(1.0)
+    after = await playground.play(RECOVERY_SECONDS if during["codes"] else 0.5)
+    settled = await playground.play(0.5)
     growth = [
         process.resident_mebibytes() - held for process, held in zip(processes, before, strict=True)
     ]
@@ -122,7 +122,7 @@ async def lose(
 async def test_nothing_hangs_while_packets_are_lost(
     playground: Playground, percent: int, record_property: Callable[[str, object], None]
 ) -> None:
-    await lose(playground, percent, 2.0, record_property)
+    await lose(playground, percent, 1.5, record_property)
 
 
 @pytest.mark.endurance

@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 from service_processes import ServiceProcess, collector_process, router_process
 from structlog.testing import capture_logs
 
@@ -95,6 +96,7 @@ async def test_every_call_to_a_frozen_service_ends_as_unavailable_within_three_s
         assert seconds <= NOTICED_WITHIN_SECONDS, f"{name} took {seconds:.1f} s"
 
 
+@pytest.mark.endurance
 async def test_a_router_notices_that_its_collector_froze_and_follows_it_again(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
@@ -126,6 +128,7 @@ async def test_a_router_notices_that_its_collector_froze_and_follows_it_again(
     assert took <= NOTICED_WITHIN_SECONDS
 
 
+@pytest.mark.endurance
 async def test_the_autoscalers_view_of_demand_notices_that_a_router_froze(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
