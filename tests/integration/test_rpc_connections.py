@@ -11,6 +11,8 @@ import grpc.aio
 import psutil
 import pytest
 
+from gamekeeper.addresses import Addresses
+from gamekeeper.client import GamekeeperClient
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gpu_metrics.testing import CollectorForTest, collector_for_test
 from servicekit import managed_channel
@@ -69,6 +71,26 @@ async def test_more_streams_than_a_connection_carries_are_all_served(
         # Calls have room beside them, too.
         await stub_of(channel).GetFleet(gpu_metrics_pb2.GetFleetRequest(), timeout=5)
         assert connections_to(collector.address) == 3
+        for stream in streams:
+            stream.cancel()
+
+
+async def test_the_sdk_carries_more_streams_than_a_connection(collector: CollectorForTest) -> None:
+    unused = "127.0.0.1:9"
+    addresses = Addresses(
+        gpu_metrics=collector.address, autoscaler=unused, ai_router=unused, knowledge_base=unused
+    )
+    async with GamekeeperClient.open(addresses, environ={}) as gamekeeper:
+        streams = [
+            gamekeeper.gpu_metrics.WatchFleet(
+                gpu_metrics_pb2.WatchFleetRequest(), timeout=TIMEOUT_SECONDS
+            )
+            for _ in range(STREAMS_PER_CONNECTION + 20)
+        ]
+        async with asyncio.timeout(TIMEOUT_SECONDS / 2):
+            first = await asyncio.gather(*(stream.read() for stream in streams))
+        assert all(isinstance(each, gpu_metrics_pb2.WatchFleetResponse) for each in first)
+        assert connections_to(collector.address) == 2
         for stream in streams:
             stream.cancel()
 
