@@ -86,6 +86,13 @@ class ServerSettings:
         maximum=100_000,
         help="subscriptions served at once; more get RESOURCE_EXHAUSTED",
     )
+    reader_patience_seconds: float = setting(
+        "GAMEKEEPER_READER_PATIENCE_SECONDS",
+        default=20.0,
+        minimum=0.1,
+        maximum=3600,
+        help="how long a stream's reader may take no message; then it is dropped",
+    )
     connection_age_seconds: float = setting(
         "GAMEKEEPER_CONNECTION_AGE_SECONDS",
         default=300.0,
@@ -189,7 +196,13 @@ class RpcServer:
             TextCheck(),
             WorldRateCheck(settings.rates, clock, largest_cost=largest_cost),
         ]
-        self._chain = InterceptorChain(interceptors, checks, declarations, clock)
+        self._chain = InterceptorChain(
+            interceptors,
+            checks,
+            declarations,
+            clock,
+            reader_patience_seconds=settings.reader_patience_seconds,
+        )
         if not answer_undecodable_paths():
             log.warning("undecodable_paths_unanswered", grpc_version=grpc.__version__)
         self._server = grpc.aio.server(

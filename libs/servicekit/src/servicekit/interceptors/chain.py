@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from servicekit.clock import Clock
-from servicekit.errors import InvalidRequest, ShuttingDown
+from servicekit.errors import InvalidRequest, ShuttingDown, SlowSubscriber
 from servicekit.interceptors.call import Call, Interceptor, Proceed, RequestCheck
 from servicekit.method_policies import DeadlineClass, MethodDeclaration
 
@@ -43,11 +43,14 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
         checks: Sequence[RequestCheck],
         declarations: Mapping[str, MethodDeclaration],
         clock: Clock,
+        *,
+        reader_patience_seconds: float,
     ) -> None:
         self._interceptors = tuple(interceptors)
         self._checks = tuple(checks)
         self._declarations = declarations
         self._clock = clock
+        self._reader_patience_seconds = reader_patience_seconds
         self._streams: set[Call] = set()
         self._ending_streams = False
         self._handlers: dict[str, Handler] = {}
@@ -91,7 +94,12 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             behaviour = handler.stream_stream if streams_requests else handler.unary_stream
             return grpc.stream_stream_rpc_method_handler(
-                self._behaviour(path, _streaming(behaviour, decode, read), streams_requests, True),
+                self._behaviour(
+                    path,
+                    _streaming(behaviour, decode, read, self._reader_patience_seconds),
+                    streams_requests,
+                    True,
+                ),
                 response_serializer=handler.response_serializer,
             )
         behaviour = handler.stream_unary if streams_requests else handler.unary_unary
@@ -177,7 +185,9 @@ def _single(behaviour: Callable[..., Any], decode: Decode, read: Read) -> Procee
     return handle
 
 
-def _streaming(behaviour: Callable[..., Any], decode: Decode, read: Read) -> Proceed:
+def _streaming(
+    behaviour: Callable[..., Any], decode: Decode, read: Read, patience_seconds: float
+) -> Proceed:
     async def handle(call: Call) -> None:
         responses = behaviour(read(call, decode), call.context)
         if not hasattr(responses, "__aiter__"):
@@ -185,20 +195,29 @@ def _streaming(behaviour: Callable[..., Any], decode: Decode, read: Read) -> Pro
             return
         async with aclosing(responses):
             async for response in responses:
-                await _write(call, response)
+                await _write(call, response, patience_seconds)
 
     return handle
 
 
-async def _write(call: Call, response: Any) -> None:
+async def _write(call: Call, response: Any, patience_seconds: float) -> None:
     try:
         if not call.answering:
             call.answering = True
             await _send_headers(call)
-        await call.context.write(response)
+        # A reader that grants no room keeps its connection, and with it the stream, for an hour.
+        async with asyncio.timeout(patience_seconds) as limit:
+            await call.context.write(response)
     except grpc.aio.InternalError:
         # The connection is gone; gRPC's own cancellation of this task is about to come.
         raise asyncio.CancelledError from None
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise SlowSubscriber(
+            f"The reader took no message for {patience_seconds:g} s and was dropped; call again "
+            "and read faster."
+        ) from None
 
 
 async def _send_headers(call: Call) -> None:
