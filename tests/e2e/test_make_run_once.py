@@ -73,6 +73,7 @@ def evening(data_directory: Path) -> dict[str, Any]:
     return {
         "report": report,
         "directory": reports[0].parent,
+        "logs": data_directory / "logs",
         "output": output,
         "exit_code": run.returncode,
         "left": processes_of(data_directory, run.pid),
@@ -124,6 +125,14 @@ def test_the_storyteller_recalled_what_happened_this_evening(evening: dict[str, 
     assert question["recalled_from_this_evening"] > 0
     assert any("thimble" in memory for memory in question["recalled"])
     assert any(turn["citations"] for turn in story)
+
+
+def test_the_game_and_the_suite_heard_each_other_on_the_event_bus(evening: dict[str, Any]) -> None:
+    bus = evening["report"]["findings"]["bus"]
+    for event_type in ("weather.changed", "capacity.changed", "story.event_recorded"):
+        assert event_type in bus
+    assert bus.endswith(" 0 dead letters")
+    assert "bus_event_taken" in (evening["logs"] / "knowledge_base.log").read_text()
 
 
 def test_the_report_has_its_pictures_and_says_what_is_simulated(evening: dict[str, Any]) -> None:

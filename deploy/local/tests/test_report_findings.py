@@ -1,3 +1,4 @@
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 from gaming.autoscaler.v1 import autoscaler_pb2
 from gaming.common.v1 import tier_pb2
 from localsuite.game.feed import GameSample, StoryTurn, TierSample
+from localsuite.observe.bus import BusPicture
 from localsuite.observe.picture import Remark
 from localsuite.observe.recording import Moment, Recording, TierMoment
 from localsuite.report.findings import Findings, find
@@ -41,6 +43,7 @@ def a_decision(previous: int, desired: int, summary: str = "because") -> autosca
 
 TURN = StoryTurn(2, "asks", ("a thimble",), 1, 0, ("lore.md",), "Told.", 0.5)
 GOOD_EVENING: dict[str, Any] = {
+    "bus": BusPicture(Counter({"weather.changed": 6}), Counter({"capacity.changed": 4})),
     "recording": Recording(
         [
             a_moment(0, players=0),
@@ -99,6 +102,11 @@ def test_cost_is_over_players_and_a_month_of_730_hours() -> None:
         ({"decisions": [a_decision(1, 2, summary="")]}, "decided, and said why"),
         ({"decisions": [a_decision(1, 2)]}, "grew and shrank"),
         ({"story": []}, "storyteller remembered"),
+        ({"bus": BusPicture(Counter({"weather.changed": 6}))}, "heard each other"),
+        (
+            {"bus": BusPicture(Counter({"x": 6}), Counter({"y": 4}), dead_letters=1)},
+            "heard each other",
+        ),
         ({"story": [replace(TURN, recalled=())]}, "storyteller remembered"),
         ({"story": [TURN, replace(TURN, error="away")]}, "storyteller remembered"),
         ({"restarts": {"autoscaler": 1}}, "no process died"),

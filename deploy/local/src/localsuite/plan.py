@@ -12,6 +12,13 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from localsuite.aws.event_bus import (
+    DEAD_LETTERS_SUFFIX,
+    OBSERVER_QUEUE,
+    QUEUES,
+    queue_url,
+    topic_arn,
+)
 from localsuite.data_directory import DataDirectory
 from localsuite.options import RunOptions
 from localsuite.ports import Ports
@@ -21,6 +28,8 @@ from localsuite.supervision.components import PostgresComponent, ProcessComponen
 from localsuite.supervision.probes import grpc_health, http_health
 from localsuite.supervision.supervisor import Supervisor
 from localsuite.timing import Evening
+from messaging.settings import MessagingSettings
+from servicekit.settings import load_settings
 
 __all__ = ["SERVICES", "SHORTENED_SETTINGS", "SuitePlan"]
 
@@ -60,6 +69,8 @@ _LEAST_SECONDS = {
 }
 
 _KNOWLEDGE_BASE_ROLE = "knowledge_base_service"
+_REGION = "us-east-1"
+_READERS = {"knowledge_base": "knowledge-base-events", "autoscaler": "autoscaler-events"}
 
 
 class SuitePlan:
@@ -101,6 +112,8 @@ class SuitePlan:
             log_file=self._data.fresh_log("game"),
             environment={
                 **self._of_this_run,
+                **self._aws_settings(),
+                "GAMEKEEPER_EVENTS_TOPIC_ARN": topic_arn(_REGION),
                 "LOCALSUITE_GAME_ROUTER": address("ai_router"),
                 "LOCALSUITE_GAME_AUTOSCALER": address("autoscaler"),
                 "LOCALSUITE_GAME_KNOWLEDGE_BASE": address("knowledge_base"),
@@ -110,6 +123,23 @@ class SuitePlan:
             },
             capture_output=True,
         )
+
+    def bus_of_command_line(self) -> dict[str, str]:
+        """Returns the variables with which the command line reaches this run's event bus."""
+        settings = self._aws_settings()
+        # Where a user's own profiles lie is the user's affair, also in this run's terminal.
+        del settings["AWS_CONFIG_FILE"], settings["AWS_SHARED_CREDENTIALS_FILE"]
+        return {**settings, "GAMEKEEPER_EVENTS_TOPIC_ARN": topic_arn(_REGION)}
+
+    def observer(self) -> MessagingSettings:
+        """Returns the settings of a reader that hears everything on the event bus."""
+        return load_settings(
+            MessagingSettings, {**self._aws_settings(), **self._reader_settings(OBSERVER_QUEUE)}
+        )
+
+    def dead_letter_queues(self) -> list[str]:
+        """Returns the addresses of all dead letters' queues."""
+        return [queue_url(self._aws_url, each.name + DEAD_LETTERS_SUFFIX) for each in QUEUES]
 
     # --- the simulated outside world --------------------------------------------------------------
 
@@ -165,6 +195,7 @@ class SuitePlan:
                     "GAMEKEEPER_LOG_FORMAT": "console",
                     "GAMEKEEPER_DRAIN_SECONDS": "3",
                     **self._aws_settings(),
+                    **self._bus_settings(name),
                     **self._shortened(name),
                     **self._settings_of(name),
                 },
@@ -221,14 +252,32 @@ class SuitePlan:
     def _aws_settings(self) -> dict[str, str]:
         return {
             "AWS_ENDPOINT_URL": self._aws_url,
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_REGION": _REGION,
+            "AWS_DEFAULT_REGION": _REGION,
             "AWS_ACCESS_KEY_ID": "local",
             "AWS_SECRET_ACCESS_KEY": "local",
             "AWS_EC2_METADATA_DISABLED": "true",
             # No profile of the user's may point these processes at a real account.
             "AWS_CONFIG_FILE": "/dev/null",
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        }
+
+    def _bus_settings(self, name: str) -> dict[str, str]:
+        if name == "ai_router":
+            return {}
+        settings = {"GAMEKEEPER_EVENTS_TOPIC_ARN": topic_arn(_REGION)}
+        if name in _READERS:
+            settings |= self._reader_settings(_READERS[name])
+        return settings
+
+    def _reader_settings(self, queue: str) -> dict[str, str]:
+        return {
+            "GAMEKEEPER_EVENTS_QUEUE_URL": queue_url(self._aws_url, queue),
+            "GAMEKEEPER_EVENTS_DEAD_LETTER_QUEUE_URL": queue_url(
+                self._aws_url, queue + DEAD_LETTERS_SUFFIX
+            ),
+            # The local AWS answers a long poll by looking again and again: one at a time.
+            "GAMEKEEPER_EVENTS_RECEIVE_CALLS_AT_ONCE": "1",
         }
 
     def _role_password(self, role: str) -> str:

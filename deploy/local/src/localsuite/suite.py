@@ -20,6 +20,7 @@ from gamekeeper.lore import DocumentTooLargeError, ingest_directory
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc
 from localsuite.data_directory import DataDirectory
 from localsuite.evening import play_evening
+from localsuite.observe.bus import watch_bus
 from localsuite.observe.picture import SuitePicture
 from localsuite.observe.recording import Recording
 from localsuite.observe.watchers import keep_current
@@ -137,11 +138,16 @@ class Suite:
     async def _evening_and_after(self) -> int:
         await self._ingest_lore()
         exit_code = EXIT_OK
-        async with keep_current(
-            self._picture,
-            self._ports,
-            on_remark=self._view.remark,
-            on_decision=self._view.decision,
+        # The AWS SDK takes its credentials from here; this process speaks to the local AWS alone.
+        os.environ.update(self._plan.bus_of_command_line())
+        async with (
+            watch_bus(self._picture.bus, self._plan.observer(), self._plan.dead_letter_queues()),
+            keep_current(
+                self._picture,
+                self._ports,
+                on_remark=self._view.remark,
+                on_decision=self._view.decision,
+            ),
         ):
             if self._options.traffic:
                 exit_code = await self._play_and_report()
@@ -206,6 +212,7 @@ class Suite:
             },
             budget_usd_per_player_month=status.budget_usd_per_player_month if status else 0.0,
             game_ended_well=ended_well,
+            bus=self._picture.bus,
         )
         document = await asyncio.to_thread(
             write_report,
@@ -250,6 +257,7 @@ class Suite:
             print_(
                 f"{mark} {escape(check.name)} [dim]{escape(check.detail)}[/dim]", highlight=False
             )
+        print_(f"event bus: {findings.bus}", highlight=False)
         print_(f"[dim]{SIMULATED}[/dim]")
         print_(f"report with plots: {document}", highlight=False, soft_wrap=True)
 
@@ -293,6 +301,7 @@ class Suite:
     def _addresses(self) -> dict[str, object]:
         addresses: dict[str, object] = {name: self._ports.address(name) for name in SERVICES}
         addresses["aws"] = f"http://{self._ports.address('aws')}"
+        addresses["event_bus"] = self._plan.bus_of_command_line()
         addresses["pid"] = os.getpid()
         addresses["processes"] = {
             name: supervised.component.pid

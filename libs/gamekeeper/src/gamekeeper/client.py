@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +24,7 @@ from gamekeeper.story_services import KnowledgeBaseMemory, RouterNarrator
 from gamekeeper.storyteller import Storyteller, StorytellerPolicy
 from gaming.ai_router.v1 import ai_router_pb2_grpc
 from gaming.autoscaler.v1 import autoscaler_pb2_grpc
+from gaming.events import events_pb2
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
 from gaming.knowledge_base.v1 import knowledge_base_pb2, knowledge_base_pb2_grpc
 from servicekit.channels import ChannelSettings, open_channel
@@ -120,6 +121,34 @@ class GamekeeperClient:
                     return world
             raise
         return made.world
+
+    async def subscribe_to_events(
+        self,
+        world_id: str,
+        event_types: Sequence[events_pb2.EventType.ValueType],
+        *,
+        sources: Sequence[str] = (),
+    ) -> knowledge_base_pb2.EventSubscription:
+        """Lets events of the game's bus become memories of a world, in place of those set before.
+
+        Args:
+            world_id: which world.
+            event_types: types of weather, time and world state, for example WEATHER_CHANGED.
+            sources: only events of these services; empty means all.
+
+        Raises:
+            CallFailed: the knowledge base is away, or knows no such world.
+        """
+        request = knowledge_base_pb2.SetEventSubscriptionRequest(
+            world_id=world_id,
+            subscription=knowledge_base_pb2.EventSubscription(
+                event_types=event_types, sources=sources
+            ),
+            request_id=str(uuid.uuid4()),
+        )
+        with calls_to("knowledge_base"):
+            answer = await self.knowledge_base.SetEventSubscription(request, timeout=_CALL_SECONDS)
+        return answer.subscription
 
     def storyteller(self, world_id: str, policy: StorytellerPolicy | None = None) -> Storyteller:
         """Returns a storyteller of the world."""

@@ -37,7 +37,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seed-account",
         action="store_true",
-        help="create the tiers' Auto Scaling groups before being ready",
+        help="create the tiers' Auto Scaling groups and the event bus before being ready",
     )
     parser.add_argument(
         "--state-file",
@@ -61,6 +61,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     # Loading moto takes seconds: not before the options are known to be right.
     from fleetsim.cloud_state import CloudSettings  # noqa: PLC0415 - as above
     from localsuite.aws.account import seed_account  # noqa: PLC0415 - as above
+    from localsuite.aws.event_bus import seed_event_bus  # noqa: PLC0415 - as above
     from localsuite.aws.region import Region  # noqa: PLC0415 - as above
     from localsuite.aws.server import LocalAwsServer  # noqa: PLC0415 - as above
 
@@ -90,6 +91,7 @@ def _serve(arguments: argparse.Namespace) -> int:
                 zones=zones,
                 cluster=arguments.cluster,
             )
+            seed_event_bus(server.endpoint, region_name=arguments.region)
         server.front.control.ready.set()
         ready = json.dumps(
             {

@@ -23,7 +23,11 @@ from localsuite.game.players import evening_curve, players_online
 from localsuite.game.requests import evening_requests
 from localsuite.game.story import tell_story
 from localsuite.game.traffic import Traffic, error_reason
+from localsuite.game.world_events import tell_players, tell_world
+from messaging.service_bus import open_publisher
+from messaging.settings import MessagingSettings
 from servicekit.channels import open_channel
+from servicekit.clock import SystemClock
 from servicekit.settings import SettingsError, load_settings, setting
 
 log = structlog.get_logger(__name__)
@@ -37,6 +41,7 @@ _CONNECTIONS = 8
 class GameSettings:
     """Where the services are, and what kind of evening it is."""
 
+    messaging: MessagingSettings
     router: str = setting("LOCALSUITE_GAME_ROUTER", help="address of the router")
     autoscaler: str = setting("LOCALSUITE_GAME_AUTOSCALER", help="address of the autoscaler")
     knowledge_base: str = setting(
@@ -81,12 +86,26 @@ async def play(settings: GameSettings, feed: Feed) -> None:
         autoscaler = autoscaler_pb2_grpc.AutoscalerServiceStub(
             await stack.enter_async_context(open_channel(settings.autoscaler))
         )
+        publisher = None
+        if settings.messaging.publishes:
+            publisher = await stack.enter_async_context(
+                open_publisher(settings.messaging, clock=SystemClock())
+            )
         started = time.monotonic()
         async with asyncio.TaskGroup() as background:
             tasks = [
                 background.create_task(_sample(traffic, curve, started, feed)),
                 background.create_task(_report_players(autoscaler, curve, started)),
             ]
+            if publisher is not None:
+                tasks += [
+                    background.create_task(
+                        tell_world(
+                            publisher, started=started, duration_seconds=settings.duration_seconds
+                        )
+                    ),
+                    background.create_task(tell_players(publisher, curve, started=started)),
+                ]
             story = background.create_task(
                 tell_story(
                     settings.addresses(),

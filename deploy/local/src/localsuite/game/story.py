@@ -20,6 +20,7 @@ from gamekeeper.storyteller import ContextReady, Storyteller, StorytellerPolicy
 from gamekeeper.storyteller import StoryTurn as ToldTurn
 from gaming.common.v1 import tier_pb2
 from localsuite.game.feed import StoryTurn
+from localsuite.game.world_events import SUBSCRIBED_TYPES
 
 __all__ = ["PLAYER", "WORLD_NAME", "tell_story"]
 
@@ -88,6 +89,7 @@ async def tell_story(
                     world = await client.ensure_world(
                         WORLD_NAME, "What befell Ansa, as the local suite tells it."
                     )
+                    await client.subscribe_to_events(world.world_id, SUBSCRIBED_TYPES)
                     storyteller = client.storyteller(world.world_id, policy)
                     actions = _LATER_EVENING if world.event_count else _FIRST_EVENING
                 hear(await _turn(storyteller, number + 1, actions[number], ours))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from gaming.ai_router.v1 import ai_router_pb2
 from gaming.autoscaler.v1 import autoscaler_pb2
 from localsuite.game.feed import GameSample, StoryTurn
+from localsuite.observe.bus import BusPicture
 from localsuite.observe.fleet import FleetPicture
 
 __all__ = ["Remark", "SuitePicture"]
@@ -33,6 +34,7 @@ class SuitePicture:
 
     monotonic: Callable[[], float] = time.monotonic
     fleet: FleetPicture = field(default_factory=FleetPicture)
+    bus: BusPicture = field(default_factory=BusPicture)
     status: autoscaler_pb2.GetStatusResponse | None = None
     autoscaler_tiers: dict[str, autoscaler_pb2.TierState] = field(default_factory=dict)
     router: ai_router_pb2.ListTiersResponse | None = None

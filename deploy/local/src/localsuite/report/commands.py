@@ -32,6 +32,7 @@ def paste_commands(ports: Ports, data_directory: Path) -> list[tuple[str, str]]:
         ),
         ("search the lore", f'{gamekeeper} lore search "what may be lent"'),
         ("hold a tier at 3 servers", f"{gamekeeper} override set gold --pin 3 --reason 'a try'"),
+        ("what the game and the suite tell each other", f"{gamekeeper} events tail"),
         ("what a service offers", f"{grpcurl} -plaintext {autoscaler} list"),
         (
             "the tiers, by grpcurl",

@@ -95,6 +95,7 @@ def _summary(evening: Evening, findings: Findings, start_seconds: float) -> str:
         f"takes minutes in production (the players' comings and goings, cold starts, stabilisation "
         f"windows, the Spot notice, drains) was divided by {evening.time_factor:g}. The pace of "
         "requests and tokens, sampling and RPC deadlines were real. "
+        f"Over the event bus went {findings.bus}. "
         f"Seed {evening.seed}; the suite was up {start_seconds:.1f} s after it was started."
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from gaming.autoscaler.v1 import autoscaler_pb2
 from localsuite.game.feed import GameSample, StoryTurn
+from localsuite.observe.bus import BusPicture
 from localsuite.observe.fleet import TIERS, tier_name
 from localsuite.observe.picture import Remark
 from localsuite.observe.recording import Recording
@@ -76,6 +77,7 @@ class Findings:
     story_recalled: int
     incidents: Sequence[str]
     restarts: Mapping[str, int]
+    bus: str
     checks: Sequence[Check]
 
     @property
@@ -94,6 +96,7 @@ def find(
     restarts: Mapping[str, int],
     budget_usd_per_player_month: float,
     game_ended_well: bool,
+    bus: BusPicture,
 ) -> Findings:
     """Returns what the evening showed."""
     tiers = {name: _tier(name, recording, game, decisions) for name in TIERS}
@@ -139,6 +142,11 @@ def find(
             + "".join(f"; {turn.error}" for turn in story if turn.error)[:300],
         ),
         Check(
+            "the game and the suite heard each other",
+            bus.from_game.total() > 0 and bus.from_suite.total() > 0 and not bus.dead_letters,
+            bus.words,
+        ),
+        Check(
             "no process died by itself",
             not any(restarts.values()),
             ", ".join(f"{name} {count}" for name, count in restarts.items() if count)
@@ -163,6 +171,7 @@ def find(
         story_recalled=sum(bool(turn.recalled) for turn in story),
         incidents=incidents,
         restarts=dict(restarts),
+        bus=bus.words,
         checks=checks,
     )
 

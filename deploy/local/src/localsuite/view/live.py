@@ -135,5 +135,6 @@ class PlainView(View):
             f"{sum(tier.completed for tier in tiers):,} answered, "
             f"{sum(tier.in_flight for tier in tiers):,} in flight, "
             f"{sum(tier.shed_total for tier in tiers):,} turned away, "
-            f"{sum(tier.failed_total for tier in tiers):,} failed; {money(cost)} per hour"
+            f"{sum(tier.failed_total for tier in tiers):,} failed; {money(cost)} per hour; "
+            f"bus {picture.bus.short}"
         )

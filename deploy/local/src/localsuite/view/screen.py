@@ -188,6 +188,8 @@ def _figures(picture: SuitePicture) -> RenderableType:
             ("   per player and month ", "dim"),
             (money(per_month), "yellow" if dear else "green"),
             (f" (budget {money(budget)})", "dim"),
+            ("   events ", "dim"),
+            (picture.bus.short, "red" if picture.bus.dead_letters else ""),
         ),
     )
 
