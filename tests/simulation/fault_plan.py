@@ -41,6 +41,7 @@ class FaultKind(StrEnum):
     SKEW = "clock skew"
     JUMP = "clock jump"
     STOCK = "no stock"
+    FROZEN = "frozen"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,13 @@ def _fault(kind: FaultKind, rng: Random) -> Fault | None:
             other=other,
             seconds=min(longest, rng.choice((3.0, 12.0, 40.0, 90.0))),
             amount=float(rng.random() < 0.3),  # one way only
+        )
+    if kind is FaultKind.FROZEN:
+        return Fault(
+            time=time,
+            kind=kind,
+            target=rng.choice((*PROCESSES, *REPLICAS, *REPLICAS)),
+            seconds=min(longest, rng.choice((2.0, 9.0, 20.0, 45.0))),
         )
     if kind in (FaultKind.CRASH, FaultKind.STOP):
         return Fault(

@@ -163,6 +163,17 @@ class OneWriter(Invariant):
             self.fail(f"leaders at the same time: {', '.join(leaders)}")
 
 
+@dataclass(slots=True)
+class _Growth:
+    """A group was made larger; `staying` servers are not drained for it."""
+
+    call: CloudCall
+    due: float
+    staying: int
+    allowed_usd: float
+    others_usd: float
+
+
 class BudgetKept(Invariant):
     """A group grows only as far as the players online pay for, beyond what is always allowed."""
 
@@ -172,7 +183,7 @@ class BudgetKept(Invariant):
 
     def __init__(self, suite: SimulatedSuite, report: Callable[[Finding], None]) -> None:
         super().__init__(suite, report)
-        self._grown: list[tuple[float, CloudCall, float, float]] = []
+        self._grown: list[_Growth] = []
 
     def call_arrived(self, call: CloudCall) -> None:
         if call.operation != "SetDesiredCapacity":
@@ -180,23 +191,32 @@ class BudgetKept(Invariant):
         if call.desired <= self.suite.fleet.groups.group(call.group).desired_capacity:
             return
         allowed = self.suite.highest_recent_budget(call.caller)
-        if allowed is not None:
-            others = [tier for tier in self.suite.tiers if tier != call.group]
-            cost = sum(self.suite.usd_per_hour(tier) for tier in others)
-            now = asyncio.get_running_loop().time()
-            self._grown.append((now + self._SETTLED_SECONDS, call, allowed, cost))
+        if allowed is None:
+            return
+        others = [tier for tier in self.suite.tiers if tier != call.group]
+        self._grown.append(
+            _Growth(
+                call=call,
+                due=asyncio.get_running_loop().time() + self._SETTLED_SECONDS,
+                staying=call.desired - self.suite.draining(call.group),
+                allowed_usd=allowed,
+                others_usd=sum(self.suite.usd_per_hour(tier) for tier in others),
+            )
+        )
 
     def second_passed(self) -> None:
         now = asyncio.get_running_loop().time()
-        while self._grown and self._grown[0][0] <= now:
-            _, call, allowed, others = self._grown.pop(0)
-            staying = min(call.desired, self.suite.staying(call.group))
-            cost = others + self.suite.usd_per_hour(call.group, staying)
-            floor = self.suite.budget.floor_servers.get(Tier(call.group), 0)
-            if staying > floor and cost > allowed + 1e-6:
+        for growth in self._grown:
+            growth.staying = min(growth.staying, self.suite.staying(growth.call.group))
+        while self._grown and self._grown[0].due <= now:
+            growth = self._grown.pop(0)
+            tier, staying = growth.call.group, growth.staying
+            cost = growth.others_usd + self.suite.usd_per_hour(tier, staying)
+            floor = self.suite.budget.floor_servers.get(Tier(tier), 0)
+            if staying > floor and cost > growth.allowed_usd + 1e-6:
                 self.fail(
-                    f"{call.caller} grew {call.group} to {staying} staying servers: "
-                    f"${cost:.2f}/h of ${allowed:.2f}/h"
+                    f"{growth.call.caller} grew {tier} to {staying} staying servers: "
+                    f"${cost:.2f}/h of ${growth.allowed_usd:.2f}/h"
                 )
 
 

@@ -123,7 +123,7 @@ class AutoscalerReplica:
     def __init__(self, suite: SimulatedSuite, process: Process) -> None:
         self.name = process.name
         settings = suite.autoscaler_settings
-        clock = SteadyClock(process.clock)
+        clock = self.clock = SteadyClock(process.clock)
         rng = process.rng
         stores: Any = RemoteStores(
             process, suite.database_stores, DatabaseAway, suite.database_written

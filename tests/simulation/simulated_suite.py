@@ -248,6 +248,8 @@ class SimulatedSuite:
                     host = hosts[int(fault.amount * len(hosts))]
                     act = self.fleet.kill if fault.kind is FaultKind.HOST else self.fleet.interrupt
                     act(host)
+            case FaultKind.FROZEN:
+                self.network.freeze(fault.target, fault.seconds)
             case FaultKind.JUMP:
                 offset = self._offsets.get(fault.target, 0.0) + fault.amount
                 self._offsets[fault.target] = offset
@@ -441,15 +443,16 @@ class SimulatedSuite:
         ]
         size = self.staying(tier) if staying is None else staying
         missing = max(0, size - len(members))
-        return sum(sorted(members)[:size]) + missing * prices.usd_per_hour(instance_type, is_spot=False)
+        return sum(sorted(members)[:size]) + missing * prices.usd_per_hour(
+            instance_type, is_spot=False
+        )
 
     def highest_recent_budget(self, caller: str) -> float | None:
         """Return the most that the players known lately pay for; None when none are known."""
         replica: AutoscalerReplica | None = self._parts.get(caller)
-        players = replica.picture.players if replica is not None else None
-        if players is None:
+        if replica is None or (players := replica.picture.players) is None:
             return None
-        age = self._processes[caller].clock.now().timestamp() - players.count_time
+        age = replica.clock.now().timestamp() - players.count_time
         if age > self.policies[Tier.GOLD].players_stale_seconds - 15.0:
             return None
         recent = [usd for time, usd in self._budgets if time >= self._loop.time() - 30.0]

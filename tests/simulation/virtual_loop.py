@@ -10,14 +10,17 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context
+from contextvars import Context, ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-__all__ = ["NodeClock", "StuckError", "VirtualLoop", "run_virtual"]
+__all__ = ["PROCESS", "NodeClock", "StuckError", "VirtualLoop", "run_virtual"]
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
+
+PROCESS: ContextVar[str] = ContextVar("PROCESS", default="")
+"""The simulated process that a task belongs to."""
 
 START = datetime(2026, 3, 1, 18, 0, tzinfo=UTC)
 """The wall-clock time of virtual time 0 on a clock that goes right."""
@@ -32,8 +35,9 @@ class StuckError(RuntimeError):
 class VirtualLoop(asyncio.BaseEventLoop):
     """Runs what is ready, in the order in which it became so; then time jumps to the next timer.
 
-    Timers of one moment run in the order in which they were set. Of `BaseEventLoop` everything is
-    used but the waiting: its timers and the one method that runs a turn are this class's own.
+    Timers of one moment run in the order in which they were set. The tasks of a process that is in
+    `frozen_until` make no step before that time. Of `BaseEventLoop` everything is used but the
+    waiting: its timers and the one method that runs a turn are this class's own.
     """
 
     def __init__(self) -> None:
@@ -42,7 +46,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._turns = 0
         self._order = 0
         self._ready: deque[asyncio.Handle]
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        self._outside = Context()
+        self.frozen_until: dict[str, float] = {}
 
     def time(self) -> float:
         """Virtual seconds since the run began."""
@@ -56,9 +62,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
         """Call `callback` at virtual time `when`."""
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        self._order += 1
-        heapq.heappush(self._timers, (when, self._order, handle))
+        # Time passes for a frozen process too; what a timer wakes is a task, and that waits.
+        handle = asyncio.TimerHandle(when, callback, args, self, context or self._outside)
+        self._set_timer(when, handle)
         return handle
 
     def call_later(
@@ -88,8 +94,20 @@ class VirtualLoop(asyncio.BaseEventLoop):
             raise StuckError(f"time stands still at {self._now:.3f} s")
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if not handle.cancelled():
+            if handle.cancelled():
+                continue
+            if self.frozen_until and (thaws := self._thaws(handle)) > self._now:
+                self._set_timer(thaws, handle)
+            else:
                 handle._run()
+
+    def _set_timer(self, when: float, handle: asyncio.Handle) -> None:
+        self._order += 1
+        heapq.heappush(self._timers, (when, self._order, handle))
+
+    def _thaws(self, handle: asyncio.Handle) -> float:
+        process = handle._context.get(PROCESS, "")  # type: ignore[attr-defined]  # not in the stubs
+        return self.frozen_until.get(process, 0.0)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         """It is dropped when its time comes."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextvars import copy_context
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import grpc
 import grpc.aio
-from virtual_loop import NodeClock
+from virtual_loop import PROCESS, NodeClock, VirtualLoop
 
 from servicekit.errors import ServiceError
 
@@ -66,7 +67,9 @@ class Process:
 
     def spawn(self, work: Coroutine[Any, Any, Any], *, vital: bool = True) -> asyncio.Task[Any]:
         """Run `work` until it ends or the process does; a vital one must not end by an error."""
-        task = asyncio.get_running_loop().create_task(work)
+        context = copy_context()
+        context.run(PROCESS.set, self.name)
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks[task] = None
         task.add_done_callback(self._vital_ended if vital else self._ended)
         return task
@@ -124,13 +127,17 @@ class Network:
         self.on_error = on_error
         self.weather = WeatherReport()
         self._seed = seed
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, VirtualLoop):
+            raise TypeError("the simulation runs on its own loop")
+        self._loop = loop
         self._links: dict[tuple[str, str], _Link] = {}
         self._listening: dict[str, Process] = {}
 
     def listen(self, process: Process) -> None:
         """Make the process the one that answers under its name."""
         self._listening[process.name] = process
+        self._loop.frozen_until.pop(process.name, None)
 
     def link(self, source: str, target: str) -> _Link:
         """Return the way from `source` to `target`."""
@@ -146,6 +153,15 @@ class Network:
         for link in self._links.values():
             link.weather = weather
 
+    def freeze(self, name: str, seconds: float) -> None:
+        """Let a process do nothing for a while; its clocks go on and its connections stay open."""
+        self._loop.frozen_until[name] = self._loop.time() + seconds
+        self._loop.call_later(seconds, self._thaw, name)
+
+    def _thaw(self, name: str) -> None:
+        if self._loop.frozen_until.get(name, 0.0) <= self._loop.time():
+            self._loop.frozen_until.pop(name, None)
+
     def cut(self, source: str, target: str, *, cut: bool) -> None:
         """Cut or mend one direction."""
         self.link(source, target).cut = cut
@@ -160,9 +176,19 @@ class Network:
                 self._loop.call_later(link.delay(), self._deliver, target, deliver)
 
     def _deliver(self, target: str, deliver: Callable[[Process], None]) -> None:
-        process = self._listening.get(target)
-        if process is not None and process.alive:
+        if self._waits_for(target, self._deliver, target, deliver):
+            return
+        process = self.server_of(target)
+        if process is not None:
             deliver(process)
+
+    def _waits_for(self, target: str, again: Callable[..., None], *arguments: Any) -> bool:
+        """Whether `target` is frozen; then what reached its machine is taken up when it thaws."""
+        thaws = self._loop.frozen_until.get(target, 0.0)
+        if thaws <= self._loop.time():
+            return False
+        self._loop.call_at(thaws, again, *arguments)
+        return True
 
     def call(
         self,
@@ -185,6 +211,8 @@ class Network:
         there, back = self.link(source.name, target), self.link(target, source.name)
 
         def arrive() -> None:
+            if self._waits_for(target, arrive):
+                return
             if takes_late_requests or self._loop.time() <= deadline:
                 settle, value = self._served(target, serve)
                 if not back.loses():
@@ -308,9 +336,9 @@ class _Stream:
             self._loop.call_later(_NOTICED_SECONDS if silently else 0.01, self._pump.cancel)
 
     def _open(self) -> None:
-        server = self._network.server_of(self._target)
-        if self._broken:
+        if self._broken or self._network._waits_for(self._target, self._open):
             return
+        server = self._network.server_of(self._target)
         if server is None or self._service not in server.services:
             self._loop.call_later(0.01, self._finish, _unavailable("refused"))
             return
