@@ -204,10 +204,6 @@ async def test_a_batch_reaches_raw_and_enveloped_subscribers(bus: Bus) -> None:
         assert all(attributes["event_type"] == "time.updated" for _, attributes in got)
 
 
-async def test_an_empty_queue_answers_after_the_wait(bus: Bus) -> None:
-    assert await bus.raw.receive(10, wait_seconds=1) == []
-
-
 async def test_a_long_poll_returns_when_a_message_arrives(bus: Bus) -> None:
     async with asyncio.TaskGroup() as group:
         polling = group.create_task(bus.raw.receive(10, wait_seconds=20))

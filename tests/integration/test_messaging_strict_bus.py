@@ -210,9 +210,9 @@ async def test_a_call_that_takes_too_long_is_made_again(bus: Bus) -> None:
     assert bus.aws.topic.calls[-1] == 1
 
 
-@pytest.mark.parametrize("fault", [Fault.THROTTLED, Fault.SERVER_ERROR])
-async def test_a_failure_that_will_pass_says_so(bus: Bus, fault: Fault) -> None:
-    bus.aws.faults.plan("PublishBatch", *[fault] * 3)
+async def test_a_failure_that_will_pass_says_so(bus: Bus) -> None:
+    # As often as the SDK itself tries.
+    bus.aws.faults.plan("PublishBatch", *[Fault.THROTTLED] * 3)
     with pytest.raises(BusUnavailable):
         await bus.topic().publish_batch([OutgoingMessage("00")])
 
@@ -237,6 +237,29 @@ async def test_a_long_handler_keeps_its_message_from_other_readers(bus: Bus) -> 
         committed.set()
         await until(lambda: len(bus.queue.state) == 0)
     assert began + bus.handled == ["event-1"]
+
+
+async def test_stopping_finishes_what_is_at_work_and_gives_the_rest_back(bus: Bus) -> None:
+    working, committed = asyncio.Event(), asyncio.Event()
+
+    async def handle(event: GameEvent) -> None:
+        working.set()
+        await committed.wait()
+        await bus.handle(event)
+
+    async with bus.publisher() as out:
+        await publish(out, 5)
+
+    async def commit_once_the_others_are_back() -> None:
+        await until(lambda: len(bus.queue.state.visible) == 4)
+        committed.set()
+
+    async with asyncio.TaskGroup() as group, bus.reading(handle, HANDLERS_AT_ONCE=1):
+        await working.wait()
+        await until(lambda: not bus.queue.state.visible)
+        group.create_task(commit_once_the_others_are_back())
+    assert len(bus.handled) == 1
+    assert len(bus.queue.state) == 4
 
 
 async def test_poison_reaches_the_dead_letters_and_events_the_handler(bus: Bus) -> None:
@@ -274,7 +297,7 @@ async def storm(bus: Bus, *, events: int, share: float, seed: int) -> None:
 
 
 async def test_no_event_is_lost_while_calls_fail(bus: Bus) -> None:
-    await storm(bus, events=60, share=0.1, seed=1)
+    await storm(bus, events=40, share=0.1, seed=1)
 
 
 @pytest.mark.endurance
