@@ -52,6 +52,11 @@ def test_the_model_is_in_the_key_and_routing_is_not() -> None:
     assert answer_key("m", routed) == answer_key("m", request())
 
 
+def test_an_answer_is_kept_for_the_caller_who_asked() -> None:
+    mine, yours = (request(caller=f"spiffe://gamekeeper/game-service/{name}") for name in "ab")
+    assert answer_key("m", mine) != answer_key("m", yours)
+
+
 def test_parts_cannot_run_into_each_other() -> None:
     one = request(messages=(ChatMessage(ChatRole.USER, "ab"), ChatMessage(ChatRole.USER, "c")))
     two = request(messages=(ChatMessage(ChatRole.USER, "a"), ChatMessage(ChatRole.USER, "bc")))

@@ -78,7 +78,9 @@ def seconds(value: Duration) -> float:
     return value.seconds + value.nanos / 1e9
 
 
-def generation_request(request_id: str, spec: pb.GenerationSpec) -> GenerationRequest:
+def generation_request(
+    request_id: str, spec: pb.GenerationSpec, *, caller: str = ""
+) -> GenerationRequest:
     """Returns the request; unset fields get the meaning the proto gives them."""
     return GenerationRequest(
         request_id=request_id,
@@ -98,6 +100,7 @@ def generation_request(request_id: str, spec: pb.GenerationSpec) -> GenerationRe
         affinity_key=spec.affinity_key,
         forbid_fallback=spec.forbid_fallback,
         use_cache=spec.cache_mode != pb.CACHE_MODE_BYPASS,
+        caller=caller,
     )
 
 

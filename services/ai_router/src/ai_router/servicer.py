@@ -12,11 +12,12 @@ import grpc.aio
 from ai_router import proto_mapping as mapping
 from ai_router.demand_feed import DemandFeed
 from ai_router.domain.errors import UpstreamFailed
-from ai_router.domain.generation import GenerationEnd, RouteTaken, TextDelta
+from ai_router.domain.generation import GenerationEnd, GenerationRequest, RouteTaken, TextDelta
 from ai_router.domain.tiers import Tier
 from ai_router.router import Router
 from gaming.ai_router.v1 import ai_router_pb2 as pb
 from gaming.ai_router.v1 import ai_router_pb2_grpc as rpc
+from servicekit.caller import current_caller
 from servicekit.clock import Clock
 
 __all__ = ["AiRouterServicer"]
@@ -44,7 +45,7 @@ class AiRouterServicer(rpc.AiRouterServiceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Streams the route, the text and the end."""
         request_id = request.request_id or self._make_request_id()
-        wanted = mapping.generation_request(request_id, request.spec)
+        wanted = _asked(request_id, request.spec)
         async with aclosing(self._router.generate(wanted, context.time_remaining())) as events:
             async for event in events:
                 yield mapping.event_response(event)
@@ -54,7 +55,7 @@ class AiRouterServicer(rpc.AiRouterServiceServicer):
     ) -> pb.GenerateOnceResponse:
         """Returns the whole text."""
         request_id = request.request_id or self._make_request_id()
-        wanted = mapping.generation_request(request_id, request.spec)
+        wanted = _asked(request_id, request.spec)
         texts: list[str] = []
         response = pb.GenerateOnceResponse()
         async with aclosing(self._router.generate(wanted, context.time_remaining())) as events:
@@ -75,7 +76,7 @@ class AiRouterServicer(rpc.AiRouterServiceServicer):
         self, request: pb.ExplainRouteRequest, context: _Context
     ) -> pb.ExplainRouteResponse:
         """Tells where a request would go, and why."""
-        wanted = mapping.generation_request("", request.spec)
+        wanted = _asked("", request.spec)
         return mapping.explain_response(self._router.explain(wanted))
 
     async def ListTiers(  # noqa: N802  # named by the proto
@@ -131,3 +132,7 @@ class AiRouterServicer(rpc.AiRouterServiceServicer):
         async for step in self._demand.subscribe(request.resume_token):
             if step.item is not None:
                 yield mapping.demand_response(step.token, self._demand.router_id, step.item)
+
+
+def _asked(request_id: str, spec: pb.GenerationSpec) -> GenerationRequest:
+    return mapping.generation_request(request_id, spec, caller=current_caller().identity)

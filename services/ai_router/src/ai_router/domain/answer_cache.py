@@ -1,7 +1,9 @@
 """Answers to requests that were asked before, word for word.
 
 Only deterministic requests are kept: temperature 0, or a seed. The key is a hash over everything
-that decides the text: the model, every message with its role, and all sampling parameters.
+that decides the text: the model, every message with its role, and all sampling parameters. The
+caller is in it as well: whether an answer came from the cache tells that somebody asked the same
+before, which is nobody else's business.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ def is_deterministic(request: GenerationRequest) -> bool:
 def answer_key(model: str, request: GenerationRequest) -> bytes:
     """Returns the key of the request's answer by `model`; every part is length-prefixed."""
     digest = sha256()
-    parts = [model]
+    parts = [request.caller, model]
     for message in request.messages:
         parts.append(message.role.value)
         parts.append(message.content)

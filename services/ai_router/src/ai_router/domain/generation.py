@@ -61,6 +61,7 @@ class GenerationRequest:
         affinity_key: requests with the same key prefer the same server; empty means none.
         forbid_fallback: only the wanted tier may serve it.
         use_cache: the cache may be read and written.
+        caller: identity of who asks; only the same caller is given the answer again.
     """
 
     request_id: str
@@ -76,6 +77,7 @@ class GenerationRequest:
     affinity_key: str = ""
     forbid_fallback: bool = False
     use_cache: bool = True
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
