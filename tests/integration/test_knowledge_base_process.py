@@ -125,6 +125,8 @@ async def test_it_migrates_serves_and_stops_in_order_within_its_memory(
     text = log.read_text()
     assert "migration_applied" in text
     assert "service_stopped" in text
+    assert "GAMEKEEPER_EVENTS_TOPIC_ARN is empty" in text  # it runs without the event bus
+    assert "GAMEKEEPER_EVENTS_QUEUE_URL is empty" in text
     assert "for tests" not in text  # no password
     assert "lamp" not in text  # no content of anybody's
 
