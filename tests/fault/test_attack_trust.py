@@ -75,7 +75,7 @@ def deterministic() -> ai_router_pb2.GenerateOnceRequest:
     )
 
 
-async def answer_for(channel: Any) -> ai_router_pb2.GenerateOnceResponse:
+async def answer_for(channel: Any) -> Any:
     stub = ai_router_pb2_grpc.AiRouterServiceStub(channel)
     return await stub.GenerateOnce(deterministic(), timeout=20)
 
