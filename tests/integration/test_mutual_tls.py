@@ -169,6 +169,22 @@ async def test_a_server_of_a_foreign_authority_is_not_trusted(
         )
 
 
+@pytest.mark.parametrize("wrong", ["expired", "another name"])
+async def test_a_server_whose_certificate_is_expired_or_of_another_name_is_not_called(
+    authority: DevelopmentAuthority, tmp_path: Path, wrong: str
+) -> None:
+    hosts = ("elsewhere.lan",) if wrong == "another name" else ("localhost", "127.0.0.1")
+    files = authority.issue(
+        "suite-service/autoscaler", tmp_path, hosts=hosts, expired=wrong == "expired"
+    )
+    mine = authority.issue("operator/me", tmp_path / "me")
+    async with serve(files) as server, channel_as(server, mine) as channel:
+        assert await code_of(autoscaler_stub(channel).GetTier(GOLD, timeout=5)) in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        )
+
+
 @pytest.mark.parametrize("place", ["common name", "dns name", "two uris", "no uri"])
 async def test_a_role_counts_only_as_the_one_uri_name_of_a_certificate(
     authority: DevelopmentAuthority, tmp_path: Path, place: str
