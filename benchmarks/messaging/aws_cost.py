@@ -172,6 +172,15 @@ async def main(count: int, rounds: int) -> None:
             f"{name:20}: {cpu * 1e6:7.0f} µs CPU a batch of ten, {cpu / floor:4.2f} x bare SDK; "
             f"{_BATCH / cpu:7,.0f} events/s per core, {_BATCH / wall:7,.0f} by the clock here"
         )
+    for ours, under in (
+        ("publish: publisher", "publish: adapter"),
+        ("consume: consumer", "consume: bare SDK"),
+    ):
+        added = best[ours][0] - best[under][0]
+        print(
+            f"{ours.partition(': ')[2]} on top of {under.partition(': ')[2]}: "
+            f"{added / _BATCH * 1e6:4.0f} µs an event, {added / best[ours][0]:4.0%} of the whole"
+        )
 
 
 if __name__ == "__main__":
