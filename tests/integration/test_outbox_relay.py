@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -17,6 +17,7 @@ from messaging.inbox import first_time
 from messaging.outbox import enqueue, requeue_parked
 from messaging.outbox_relay import OutboxRelay, TopicAway
 from messaging.retention import StoreRetention
+from messaging.store_metric_names import OUTBOX_OLDEST_WAIT, OUTBOX_PARKED
 from messaging.store_schema import grant_stores, migrate_stores
 from messaging.testing.stores import (
     SCHEMA,
@@ -30,6 +31,7 @@ from messaging.testing.stores import (
 from servicekit.clock import SystemClock
 from servicekit.errors import ServiceError
 from servicekit.postgres import open_pool
+from servicekit.telemetry import Telemetry
 
 AWAY = BusUnavailable("not now")
 
@@ -363,6 +365,46 @@ class TestRestrictedRole:
             assert await migrate_stores(owner, schema=SCHEMA) == []
             for _ in range(2):
                 await grant_stores(owner, schema=SCHEMA, role="postgres")
+
+
+class Gauges(Telemetry):
+    """Keeps the gauges where a test can read them."""
+
+    def __init__(self) -> None:
+        super().__init__("test")
+        self.reads: dict[str, Callable[[], Iterable[tuple[float, dict[str, str]]]]] = {}
+
+    def gauge(
+        self,
+        name: str,
+        read: Callable[[], Iterable[tuple[float, dict[str, str]]]],
+        *,
+        unit: str,
+        description: str,
+    ) -> None:
+        self.reads[name] = read
+
+    def value(self, name: str) -> float:
+        ((value, _),) = self.reads[name]()
+        return value
+
+
+async def test_the_backlogs_age_and_parked_events_are_seen_also_while_the_topic_is_away(
+    pool: asyncpg.Pool,
+) -> None:
+    gauges = Gauges()
+    asked = RecordingPublisher(lambda _: EventTooLarge("too large"))
+    await fill(pool, event(0))
+    await relay_on(pool, asked).relay_batch()
+    await fill(pool, event(1))
+    await pool.execute("UPDATE game.outbox SET enqueue_time = now() - interval '1 hour'")
+    away = RecordingPublisher(lambda _: AWAY)
+    away.held.clear()
+    async with running(relay_on(pool, away, telemetry=gauges)):
+        await away.until(lambda: away.waiting == 1)
+        assert 3600 <= gauges.value(OUTBOX_OLDEST_WAIT) < 3700
+        assert gauges.value(OUTBOX_PARKED) == 1
+        away.held.set()
 
 
 class TestRetention:

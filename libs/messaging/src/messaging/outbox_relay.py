@@ -149,8 +149,8 @@ class OutboxRelay:
     async def _one_round(self) -> float:
         """Returns how long to pause."""
         try:
+            await self._measure_backlog()  # first: it grows while the topic is away
             taken = await self.relay_batch()
-            await self._measure_backlog()
         except (DatabaseAway, TopicAway) as error:
             return self._back_off(error.reason)
         except asyncpg.PostgresError as error:
@@ -191,9 +191,8 @@ class OutboxRelay:
 
     async def _publish(self, rows: Sequence[_Row]) -> dict[int, ServiceError]:
         """Returns why rows were not accepted, by position."""
-        failures: dict[int, ServiceError] = {
-            row.position: DeadlineExceeded("The topic did not answer in time.") for row in rows
-        }
+        late = DeadlineExceeded("The topic did not answer in time.")
+        failures: dict[int, ServiceError] = dict.fromkeys((row.position for row in rows), late)
 
         async def publish(row: _Row) -> None:
             error = await self._publish_one(row)

@@ -23,6 +23,7 @@ from servicekit.clock import SystemClock
 from servicekit.errors import ServiceError
 from servicekit.postgres import open_pool
 from servicekit.settings import load_settings
+from servicekit.telemetry import Telemetry
 
 __all__ = ["SCHEMA", "RecordingPublisher", "event", "fill", "open_stores", "relay_on", "settings"]
 
@@ -67,7 +68,13 @@ async def fill(pool: asyncpg.Pool, *events: GameEvent) -> None:
         await enqueue(connection, *events, schema=SCHEMA)
 
 
-def relay_on(pool: asyncpg.Pool, publisher: Publisher, **changed: str) -> OutboxRelay:
+def relay_on(
+    pool: asyncpg.Pool,
+    publisher: Publisher,
+    *,
+    telemetry: Telemetry | None = None,
+    **changed: str,
+) -> OutboxRelay:
     """Returns a relay of the tests' schema."""
     return OutboxRelay(
         pool,
@@ -76,6 +83,7 @@ def relay_on(pool: asyncpg.Pool, publisher: Publisher, **changed: str) -> Outbox
         settings=settings(**changed),
         clock=SystemClock(),
         rng=random.Random(7),  # noqa: S311  # spreads pauses, guards nothing
+        telemetry=telemetry,
     )
 
 
