@@ -29,15 +29,18 @@ from servicekit.interceptors.rates import (
     RateSettings,
     WorldRateCheck,
 )
+from servicekit.interceptors.shedding import SheddingInterceptor
 from servicekit.interceptors.telemetry import TelemetryInterceptor
 from servicekit.interceptors.texts import TextCheck
 from servicekit.interceptors.validation import RequestValidator
+from servicekit.load_shedding import LoadShedder
 from servicekit.method_policies import (
     DEADLINE_SECONDS,
     DeadlineClass,
     MethodDeclaration,
     declarations_of,
 )
+from servicekit.pending_calls import ServerStatistics
 from servicekit.settings import SettingsError, setting
 from servicekit.telemetry import Telemetry
 from servicekit.tls import TlsSettings, host_of, is_loopback
@@ -99,6 +102,13 @@ class ServerSettings:
         minimum=0.1,
         maximum=86_400,
         help="age at which clients are asked to connect anew, so that calls spread over replicas",
+    )
+    shed_wait_seconds: float = setting(
+        "GAMEKEEPER_SHED_WAIT_SECONDS",
+        default=0.25,
+        minimum=0.01,
+        maximum=3600,
+        help="calls that wait this long to begin make the server turn some away",
     )
     drain_seconds: float = setting(
         "GAMEKEEPER_DRAIN_SECONDS",
@@ -176,11 +186,15 @@ class RpcServer:
         }
         largest_cost = max((item.cost for item in declarations.values()), default=1)
         telemetry = telemetry or Telemetry("test")
+        self._shedding = SheddingInterceptor(LoadShedder(target_seconds=settings.shed_wait_seconds))
+        self._shedding_task: asyncio.Task[None] | None = None
         # The order is the order in which a call passes; the first sees it first and last.
         interceptors: list[Interceptor] = [
             TelemetryInterceptor(telemetry, clock),
             AccessLogInterceptor(clock, log_all=log_all_calls),
             ErrorInterceptor(),
+            # First of all that refuse, since it must cost an overloaded server next to nothing.
+            self._shedding,
             AuthorisationInterceptor(mutual_tls=settings.tls.enabled),
             DeadlineInterceptor(),
             ArrivalInterceptor(),
@@ -205,8 +219,8 @@ class RpcServer:
         )
         if not answer_undecodable_paths():
             log.warning("undecodable_paths_unanswered", grpc_version=grpc.__version__)
-        self._server = grpc.aio.server(
-            interceptors=[self._chain], options=_server_options(settings)
+        self._server, self._statistics = ServerStatistics.of_new(
+            lambda: grpc.aio.server(interceptors=[self._chain], options=_server_options(settings))
         )
         for registration in registrations:
             registration.add_to_server(self._server)
@@ -246,6 +260,7 @@ class RpcServer:
             )
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._started = True
+        self._shedding_task = asyncio.create_task(self._shedding.run(self._statistics))
         await self._server.start()
         if self._admin is not None:
             await self._admin.start()
@@ -279,6 +294,8 @@ class RpcServer:
         await self._server.stop(grace)
         if self._admin is not None:
             await self._admin.stop(0)
+        if self._shedding_task is not None:
+            self._shedding_task.cancel()
         if not self._stopped:
             self._stopped = True
             log.info("server_stopped", services=self._names)
