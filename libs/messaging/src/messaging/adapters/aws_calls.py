@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aioboto3
+import aiobotocore
 import aiohttp
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
@@ -20,6 +21,7 @@ from messaging.settings import MessagingSettings
 __all__ = ["aws_call", "entry_outcomes", "message_attributes", "open_client"]
 
 _CONNECT_TIMEOUT_SECONDS = 3.0
+_USER_AGENT = f"gamekeeper-messaging aiobotocore/{aiobotocore.__version__}"
 _ATTEMPTS = 3
 _PASSING = (
     *("Throttl", "RequestLimitExceeded", "SlowDown", "TooManyRequests", "OverLimit"),
@@ -50,6 +52,8 @@ async def open_client(
         tcp_keepalive=True,
         # A sixth of a call's CPU time; what is sent is made here, and AWS checks it again.
         parameter_validation=False,
+        # Given, it is not composed anew for every call, which takes a tenth of it.
+        user_agent=_USER_AGENT,
         # Bucket names as host names exist on AWS only.
         s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
     )
