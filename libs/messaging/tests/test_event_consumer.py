@@ -414,6 +414,29 @@ async def test_a_handler_that_outlasts_the_stop_is_cancelled_and_its_event_given
     assert len(bus.queue.visible) == 1
 
 
+async def test_stopping_ends_though_the_queue_is_away() -> None:
+    bus = Bus(HANDLERS_AT_ONCE=1, CALL_TIMEOUT_SECONDS=0.2, STOP_TIMEOUT_SECONDS=0.05)
+
+    class AwayAfterReceiving(Passing):
+        async def extend_visibility(
+            self, receipts: Sequence[str], *, seconds: Sequence[int]
+        ) -> list[EntryOutcome]:
+            raise BusUnavailable("away")
+
+        async def delete_batch(self, receipts: Sequence[str]) -> list[EntryOutcome]:
+            raise BusUnavailable("away")
+
+    async def handle(event: GameEvent) -> None:
+        if event.event_id != "event-0":
+            await asyncio.Event().wait()
+
+    for number in range(5):
+        bus.queue.add(message(number))
+    async with bus.reading(handle, queue=AwayAfterReceiving(bus.queue)):
+        await bus.clock.settle()
+    assert len(bus.queue) == 5
+
+
 async def test_stopping_ends_an_idle_reader_at_once() -> None:
     bus = Bus()
     async with bus.reading():

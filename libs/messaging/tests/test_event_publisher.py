@@ -233,6 +233,30 @@ async def test_a_cancelled_caller_takes_its_unsent_event_along() -> None:
     assert ids(topic.published) == ["event-2"]
 
 
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_is_cancelled_and_fails_the_others_are_published_once(seed: int) -> None:
+    random, clock = Random(seed), FakeClock()  # noqa: S311  # repeatable, no secret
+    topic = MemoryTopic()
+    topic.fail_next = [
+        random.choice([TAKEN, TAKEN, THROTTLED, BusUnavailable("away")]) for _ in range(60)
+    ]
+    async with publisher(topic, clock, PUBLISH_PENDING_LIMIT=15) as out:
+        tasks = []
+        for number in range(80):
+            tasks.append(asyncio.create_task(out.publish(event(number))))
+            if random.random() < 0.2:
+                await asyncio.sleep(0)
+            if random.random() < 0.2:
+                random.choice(tasks).cancel()
+        await clock.advance(120)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    published = ids(topic.published)
+    assert len(set(published)) == len(published)
+    kept = [f"event-{number}" for number, result in enumerate(results) if result is None]
+    assert set(kept) <= set(published)
+    assert {type(result) for result in results} <= {type(None), asyncio.CancelledError}
+
+
 class BrokenTopic:
     """Fails as only a mistake in the program does, once."""
 
