@@ -82,6 +82,20 @@ async def test_a_host_the_collector_does_not_know_is_not_taken_for_empty(
     assert unknown in world.cloud.instance_ids(GOLD)
 
 
+async def test_a_drain_written_again_after_its_end_is_struck_off(world: MemoryWorld) -> None:
+    replica = world.replica("a", policy=POLICY)
+    await world.pass_time(45, replica)
+    (draining,) = world.database.drains
+    late = world.database.drains[draining]
+    world.routers.running = {}
+    world.running_requests = {}
+    await world.pass_time(10, replica)
+    assert world.database.drains == {}
+    world.database.drains[draining] = late
+    await world.pass_time(5, replica)
+    assert world.database.drains == {}
+
+
 class NoCollector:
     """A channel to nobody: a test hands the messages over itself."""
 

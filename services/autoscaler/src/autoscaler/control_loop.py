@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from autoscaler.buffered_journal import BufferedJournal, SaveDecision
+from autoscaler.buffered_journal import BufferedJournal, EndDrain, SaveDecision
 from autoscaler.decision_feed import DecisionFeed
 from autoscaler.domain.budget import affordable_servers
 from autoscaler.domain.control_state import ControlState
@@ -213,7 +213,7 @@ class ControlLoop:
             return False
         epoch = self._leadership.epoch
         if self._prepared_epoch == epoch:
-            return True
+            return await self._strike_off_strays()
         try:
             lost = await self._stores.journal.close_intents(epoch, _INTENT_LOST)
             drains = await self._stores.drains.drains()
@@ -224,6 +224,21 @@ class ControlLoop:
         self.drains.load(drains)
         self._prepared_epoch = epoch
         log.info("control_taken_over", epoch=epoch, drains=len(drains), lost_intents=lost)
+        return True
+
+    async def _strike_off_strays(self) -> bool:
+        """End drains that this leader does not know; False while the database is away.
+
+        A write that was given up and sent again may be carried out a second time, late: after the
+        drain has ended. The next leader would take such a drain for one under way.
+        """
+        try:
+            written = await self._stores.drains.drains()
+        except DatabaseAway:
+            return False
+        for instance_id in sorted(written.keys() - self.drains.instance_ids):
+            log.warning("stray_drain_ended", instance_id=instance_id)
+            await self.journal.write(EndDrain(instance_id))
         return True
 
     async def _read_holds(self) -> bool:
