@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gaming.knowledge_base.v1 import knowledge_base_pb2
 from servicekit.rate_limits import RateLimit, RateLimiter
 
 SECOND = 1_000_000_000
@@ -176,3 +179,26 @@ def test_a_call_dearer_than_the_burst_is_a_mistake_told_at_once() -> None:
 def test_a_limit_that_lets_nothing_through_is_refused(rate: float, burst: int) -> None:
     with pytest.raises(ValueError, match="above 0"):
         RateLimit(rate, burst)
+
+
+def test_every_request_about_a_world_names_it_where_the_limit_looks() -> None:
+    """A request that hid its world inside another message would go uncharged."""
+
+    def names_world(kind: Any, above: tuple[str, ...] = ()) -> bool:
+        return any(
+            field.name == "world_id"
+            or (
+                field.message_type is not None
+                and field.message_type.full_name not in above
+                and names_world(field.message_type, (*above, kind.full_name))
+            )
+            for field in kind.fields
+        )
+
+    charged = 0
+    for service in knowledge_base_pb2.DESCRIPTOR.services_by_name.values():
+        for method in service.methods:
+            if names_world(method.input_type):
+                assert "world_id" in method.input_type.fields_by_name, method.full_name
+                charged += 1
+    assert charged >= 10
