@@ -1,4 +1,4 @@
-"""What worlds take from the bus, in PostgreSQL (see migration 0007)."""
+"""What worlds take from the bus, in PostgreSQL (see migration 0005)."""
 
 import uuid
 from typing import Any

@@ -104,6 +104,9 @@ END $$;
 -- keyword_share is keyword_score over its least upper bound, the sum of the query's idf.
 -- score is p_vector_weight * max(0, cosine) + (1 - p_vector_weight) * keyword_share in mode hybrid,
 -- and the one term in the other modes. Every chunk is scored: the ranking is exact.
+--
+-- Words and meaning are stacked and grouped, not joined: the planner cannot know how many rows the
+-- words of a query match, and a join estimated as one row loops over all of them.
 CREATE FUNCTION search_lore(
     p_query text,
     p_embedding vector,
@@ -136,35 +139,36 @@ BEGIN
         SELECT t.lexeme AS term FROM unnest(to_tsvector('english', p_query)) AS t
         WHERE p_mode <> 'vector'
     ), postings AS MATERIALIZED (
-        SELECT p.term, p.chunk_id, p.frequency, p.term_count
+        SELECT
+            p.term, p.chunk_id, p.frequency, p.term_count,
+            count(*) OVER (PARTITION BY p.term) AS containing
         FROM query_terms q JOIN chunk_terms p ON p.term = q.term
         WHERE p_collections IS NULL OR p.collection = ANY (p_collections)
-    ), weights AS MATERIALIZED (
-        SELECT
-            q.term,
-            ln(1 + (v_count - count(p.chunk_id) + 0.5) / (count(p.chunk_id) + 0.5)) AS idf
-        FROM query_terms q LEFT JOIN postings p ON p.term = q.term
-        GROUP BY q.term
     ), bound AS MATERIALIZED (
-        SELECT nullif(sum(w.idf), 0) AS total FROM weights w
-    ), keyword AS (
         SELECT
-            p.chunk_id,
-            sum(
-                w.idf * p.frequency
+            nullif(sum(
+                ln(1 + (v_count - coalesce(d.containing, 0) + 0.5)
+                    / (coalesce(d.containing, 0) + 0.5))
+            ), 0) AS total
+        FROM query_terms q
+        LEFT JOIN (
+            SELECT p.term, max(p.containing) AS containing FROM postings p GROUP BY p.term
+        ) d ON d.term = q.term
+    ), legs AS (
+        SELECT c.chunk_id, -(c.embedding <#> p_embedding) AS cosine, NULL::double precision AS part
+        FROM document_chunks c
+        WHERE p_mode <> 'keyword'
+            AND (p_collections IS NULL OR c.collection = ANY (p_collections))
+        UNION ALL
+        SELECT
+            p.chunk_id, NULL,
+            ln(1 + (v_count - p.containing + 0.5) / (p.containing + 0.5)) * p.frequency
                 / (p.frequency + p_k1 * (1 - p_b + p_b * p.term_count / v_mean_length))
-                ORDER BY p.term
-            ) AS bm25
-        FROM postings p JOIN weights w ON w.term = p.term
-        GROUP BY p.chunk_id
+        FROM postings p
     ), scored AS (
-        SELECT
-            c.chunk_id,
-            CASE WHEN p_mode <> 'keyword' THEN -(c.embedding <#> p_embedding) END AS cosine,
-            k.bm25
-        FROM document_chunks c LEFT JOIN keyword k ON k.chunk_id = c.chunk_id
-        WHERE (p_collections IS NULL OR c.collection = ANY (p_collections))
-            AND (p_mode <> 'keyword' OR k.chunk_id IS NOT NULL)
+        SELECT l.chunk_id, max(l.cosine) AS cosine, sum(l.part) AS bm25
+        FROM legs l
+        GROUP BY l.chunk_id
     ), ranked AS (
         SELECT
             s.chunk_id, s.cosine, s.bm25,

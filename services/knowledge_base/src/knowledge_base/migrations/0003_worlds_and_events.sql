@@ -230,6 +230,9 @@ END $$;
 -- recency: 0.5 ^ (age / half-life); the age counts in story time, back from the latest event
 --   before p_end, so a world that rests does not forget.
 -- score: the weighted mean of relevance, recency and importance; the weights come normalised.
+--
+-- Words and meaning are stacked and grouped, not joined: the planner cannot know how many rows the
+-- words of a query match, and a join estimated as one row loops over all of them.
 CREATE FUNCTION recall_events(
     p_world uuid, p_query text, p_embedding vector, p_limit integer,
     p_start timestamptz, p_end timestamptz, p_kinds text[], p_participants text[],
@@ -265,52 +268,61 @@ BEGIN
     WITH query_terms AS MATERIALIZED (
         SELECT t.lexeme AS term FROM unnest(to_tsvector('english', p_query)) AS t
     ), postings AS MATERIALIZED (
-        SELECT p.term, p.sequence, p.frequency, p.term_count
+        SELECT
+            p.term, p.sequence, p.frequency, p.term_count,
+            count(*) OVER (PARTITION BY p.term) AS containing
         FROM query_terms q JOIN story_event_terms p ON p.world_id = p_world AND p.term = q.term
-    ), weights AS MATERIALIZED (
-        SELECT
-            q.term,
-            ln(1 + (v_count - count(p.sequence) + 0.5) / (count(p.sequence) + 0.5)) AS idf
-        FROM query_terms q LEFT JOIN postings p ON p.term = q.term
-        GROUP BY q.term
     ), bound AS MATERIALIZED (
-        SELECT nullif(sum(w.idf), 0) AS total FROM weights w
-    ), keyword AS (
         SELECT
-            p.sequence,
-            sum(
-                w.idf * p.frequency
-                / (p.frequency + p_k1 * (1 - p_b + p_b * p.term_count / v_mean_length))
-                ORDER BY p.term
-            ) AS bm25
-        FROM postings p JOIN weights w ON w.term = p.term
-        GROUP BY p.sequence
-    ), scored AS (
+            nullif(sum(
+                ln(1 + (v_count - coalesce(d.containing, 0) + 0.5)
+                    / (coalesce(d.containing, 0) + 0.5))
+            ), 0) AS total
+        FROM query_terms q
+        LEFT JOIN (
+            SELECT p.term, max(p.containing) AS containing FROM postings p GROUP BY p.term
+        ) d ON d.term = q.term
+    ), legs AS (
         SELECT
-            e.sequence,
-            e.importance,
-            p_vector_weight * greatest(0, -(e.embedding <#> p_embedding))
-                + (1 - p_vector_weight) * coalesce(k.bm25 / b.total, 0) AS relevance,
+            e.sequence, e.importance, -(e.embedding <#> p_embedding) AS cosine,
             power(
                 0.5::double precision,
                 least(1000, extract(epoch FROM v_now - e.occur_time)::double precision
                     / p_half_life_seconds)
-            ) AS recency
+            ) AS recency,
+            NULL::double precision AS part
         FROM story_events e
-        CROSS JOIN bound b
-        LEFT JOIN keyword k ON k.sequence = e.sequence
         WHERE e.world_id = p_world
             AND (p_start IS NULL OR e.occur_time >= p_start)
             AND (p_end IS NULL OR e.occur_time < p_end)
             AND (p_kinds IS NULL OR e.kind = ANY (p_kinds))
             AND (p_participants IS NULL OR e.participants @> p_participants)
+        UNION ALL
+        SELECT
+            p.sequence, NULL, NULL, NULL,
+            ln(1 + (v_count - p.containing + 0.5) / (p.containing + 0.5)) * p.frequency
+                / (p.frequency + p_k1 * (1 - p_b + p_b * p.term_count / v_mean_length))
+        FROM postings p
+    ), scored AS (
+        SELECT
+            l.sequence, max(l.importance) AS importance, max(l.cosine) AS cosine,
+            max(l.recency) AS recency, coalesce(sum(l.part), 0) AS bm25
+        FROM legs l
+        GROUP BY l.sequence
+        HAVING max(l.importance) IS NOT NULL -- else only words matched and the filters did not
+    ), weighed AS (
+        SELECT
+            s.sequence, s.importance, s.recency,
+            p_vector_weight * greatest(0, s.cosine)
+                + (1 - p_vector_weight) * coalesce(s.bm25 / b.total, 0) AS relevance
+        FROM scored s CROSS JOIN bound b
     ), ranked AS (
         SELECT
-            s.sequence, s.relevance, s.recency,
-            p_relevance_weight * s.relevance + p_recency_weight * s.recency
-                + p_importance_weight * s.importance AS score
-        FROM scored s
-        ORDER BY score DESC, s.sequence DESC
+            w.sequence, w.relevance, w.recency,
+            p_relevance_weight * w.relevance + p_recency_weight * w.recency
+                + p_importance_weight * w.importance AS score
+        FROM weighed w
+        ORDER BY score DESC, w.sequence DESC
         LIMIT p_limit
     )
     SELECT

@@ -1,7 +1,8 @@
 -- What the service's role may do. `migrate` calls this after every migration.
 
 -- Makes the role exist and grants it what the service needs and no more: it reads and appends, and
--- changes only counters, strengths and documents. p_password_verifier is SCRAM's (NULL: unchanged).
+-- changes only counters, strengths, documents and subscriptions. p_password_verifier is SCRAM's
+-- (NULL: unchanged).
 CREATE FUNCTION provision_service_role(p_role text, p_password_verifier text) RETURNS void
 LANGUAGE plpgsql
 SET search_path = knowledge_base, public, pg_temp
@@ -38,7 +39,9 @@ BEGIN
         'GRANT INSERT ON story_events, story_event_terms, requests TO %1$I;'
         'GRANT INSERT, UPDATE (latest_version) ON narrative_concepts TO %1$I;'
         'GRANT INSERT ON concept_versions TO %1$I;'
-        'GRANT INSERT, UPDATE (strength, record_time) ON concept_relationships TO %1$I;',
+        'GRANT INSERT, UPDATE (strength, record_time) ON concept_relationships TO %1$I;'
+        'GRANT INSERT, UPDATE (event_types, sources, update_time), DELETE'
+        ' ON event_subscriptions TO %1$I;',
         p_role
     );
 END $$;
