@@ -17,6 +17,7 @@ from gamekeeper.cli import app
 from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from gaming.common.v1 import tier_pb2
+from gaming.events.events_pb2 import WEATHER_CHANGED
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gaming.knowledge_base.v1 import knowledge_base_pb2, knowledge_base_pb2_grpc
 from servicekit.errors import NotFound, ResourceExhausted
@@ -192,6 +193,23 @@ class KnowledgeBase(knowledge_base_pb2_grpc.KnowledgeBaseServiceServicer):
             events=[knowledge_base_pb2.RecalledEvent(event=event, score=0.8)]
         )
 
+    async def SetEventSubscription(
+        self, request: knowledge_base_pb2.SetEventSubscriptionRequest, context: Any
+    ) -> knowledge_base_pb2.SetEventSubscriptionResponse:
+        assert request.world_id == WORLD_ID
+        return knowledge_base_pb2.SetEventSubscriptionResponse(subscription=request.subscription)
+
+    async def GetEventSubscription(
+        self, request: Any, context: Any
+    ) -> knowledge_base_pb2.GetEventSubscriptionResponse:
+        return knowledge_base_pb2.GetEventSubscriptionResponse()
+
+    async def DeleteEventSubscription(
+        self, request: Any, context: Any
+    ) -> knowledge_base_pb2.DeleteEventSubscriptionResponse:
+        subscription = knowledge_base_pb2.EventSubscription(event_types=[WEATHER_CHANGED])
+        return knowledge_base_pb2.DeleteEventSubscriptionResponse(subscription=subscription)
+
 
 class Suite:
     """The command line, pointed at the scripted servers."""
@@ -351,6 +369,19 @@ async def test_a_world_may_be_named_by_its_name(suite: Suite) -> None:
     missing = await suite.run("world", "recall", "Nowhere", "who")
     assert missing.exit_code == 4
     assert "no world named 'Nowhere'" in missing.output
+
+
+async def test_a_world_takes_events_from_the_bus_and_stops_taking_them(suite: Suite) -> None:
+    chosen = ("--type", "weather.changed", "--type", "time.changed", "--source", "time-manager")
+    taken = await suite.run("world", "subscribe", "Hollowmere", *chosen)
+    assert taken.stdout == "takes weather.changed, time.changed from time-manager\n"
+    shown = await suite.run("world", "subscription", "Hollowmere")
+    assert shown.stdout == "takes nothing from the event bus\n"
+    ended = await suite.run("world", "unsubscribe", "Hollowmere")
+    assert ended.stdout == "no longer takes weather.changed from every service\n"
+    wrong = await suite.run("world", "subscribe", "Hollowmere", "--type", "weather.chnged")
+    assert wrong.exit_code == 2
+    assert "gamekeeper events types" in wrong.output
 
 
 async def test_a_service_that_is_away_is_one_sentence_and_what_to_do() -> None:

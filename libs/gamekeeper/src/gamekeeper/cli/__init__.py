@@ -14,6 +14,11 @@ from gamekeeper.cli.failures import EXIT_CODES
 from gamekeeper.cli.fleet import gpus
 from gamekeeper.cli.lore import lore
 from gamekeeper.cli.status import status
+from gamekeeper.cli.subscriptions import (
+    world_subscribe,
+    world_subscription,
+    world_unsubscribe,
+)
 from gamekeeper.cli.up import up
 from gamekeeper.cli.worlds import world
 
@@ -80,6 +85,9 @@ app.command("decisions")(decisions)
 app.add_typer(override, name="override")
 app.command("gpus")(gpus)
 app.add_typer(lore, name="lore")
+world.command("subscribe")(world_subscribe)
+world.command("subscription")(world_subscription)
+world.command("unsubscribe")(world_unsubscribe)
 app.add_typer(world, name="world")
 app.add_typer(events, name="events")
 app.command("ask")(ask)

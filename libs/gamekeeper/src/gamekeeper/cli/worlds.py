@@ -21,7 +21,7 @@ from gamekeeper.cli.session import (
 from gamekeeper.cli.wording import moment
 from gaming.knowledge_base.v1 import knowledge_base_pb2
 
-__all__ = ["world"]
+__all__ = ["WorldArgument", "show_for_world", "world"]
 
 world = typer.Typer(help="Worlds and their memory.", no_args_is_help=True)
 
@@ -144,7 +144,7 @@ def world_events(
         if not answer.events:
             session.console.print("nothing has happened yet")
 
-    _show_for_world(
+    show_for_world(
         session,
         name,
         "ListEvents",
@@ -184,7 +184,7 @@ def world_recall(
         if not answer.events:
             session.console.print("nothing comes to mind")
 
-    _show_for_world(
+    show_for_world(
         session,
         name,
         "Recall",
@@ -223,7 +223,7 @@ def world_record(
         for each in answer.events:
             session.console.print(f"recorded  [dim]{each.event_id}[/dim]")
 
-    _show_for_world(
+    show_for_world(
         session,
         name,
         "RecordEvents",
@@ -234,7 +234,7 @@ def world_record(
     )
 
 
-def _show_for_world(session: Session, name: str, method: str, request: Any, render: Any) -> None:
+def show_for_world(session: Session, name: str, method: str, request: Any, render: Any) -> None:
     """Calls a method that takes a world's id; a name is looked up first."""
     if _is_id(name):
         session.show("knowledge_base", method, request(name), render)
