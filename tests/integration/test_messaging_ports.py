@@ -204,6 +204,14 @@ async def test_a_batch_reaches_raw_and_enveloped_subscribers(bus: Bus) -> None:
         assert all(attributes["event_type"] == "time.updated" for _, attributes in got)
 
 
+async def test_text_arrives_as_it_was_published(bus: Bus) -> None:
+    text = 'a b&c=d+e%20/"ä€😀"\n{}'
+    message = OutgoingMessage(text, {"source": "Nachtwächter & Söhne", "world_id": "a+b=c"})
+    assert await bus.topic.publish_batch([message]) == [ACCEPTED]
+    (got,) = await received(bus.raw, 1)
+    assert (got.body, dict(got.attributes)) == (text, dict(message.attributes))
+
+
 async def test_a_long_poll_returns_when_a_message_arrives(bus: Bus) -> None:
     async with asyncio.TaskGroup() as group:
         polling = group.create_task(bus.raw.receive(10, wait_seconds=20))
