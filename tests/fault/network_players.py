@@ -37,17 +37,27 @@ LONG_PROMPT = "x" * 20_000
 class Tally:
     """What callers saw."""
 
-    answered: int = 0
+    answers: list[int] = field(default_factory=lambda: [0] * CALLERS)
+    """Of each caller."""
     codes: Counter[str] = field(default_factory=Counter)
     longest_seconds: float = 0.0
     """Since it was last set to 0."""
     updates: int = 0
 
+    @property
+    def answered(self) -> int:
+        """Calls answered."""
+        return sum(self.answers)
+
     async def well_again(self) -> None:
-        """Returns once every caller could have been answered, and the stream goes on."""
-        answered, updates = self.answered + 2 * CALLERS, self.updates + 2
+        """Returns once every single caller was answered, and the stream goes on."""
+        before, updates = tuple(self.answers), self.updates + 2
+
+        def somebody_waits() -> bool:
+            return any(now <= then for now, then in zip(self.answers, before, strict=True))
+
         async with asyncio.timeout(60):
-            while self.answered < answered or self.updates < updates:  # noqa: ASYNC110  # many count
+            while somebody_waits() or self.updates < updates:  # noqa: ASYNC110  # many count
                 await asyncio.sleep(0.01)
 
 
@@ -72,7 +82,7 @@ async def players_of(target: str, *, with_text: bool) -> AsyncIterator[Tally]:
                 except grpc.aio.AioRpcError as error:
                     tally.codes[error.code().name] += 1
                 else:
-                    tally.answered += 1
+                    tally.answers[number] += 1
                 tally.longest_seconds = max(tally.longest_seconds, loop.time() - begun)
                 await asyncio.sleep(0.05)
 
@@ -100,11 +110,11 @@ async def _play(target: str) -> None:
     async with players_of(target, with_text=False) as tally:
         await tally.well_again()
         while line := await asyncio.to_thread(sys.stdin.readline):
-            tally.answered, tally.longest_seconds = 0, 0.0
+            before, tally.longest_seconds = tally.answered, 0.0
             tally.codes.clear()
             await asyncio.sleep(float(line))
             seen = {
-                "answered": tally.answered,
+                "answered": tally.answered - before,
                 "codes": tally.codes,
                 "longest_seconds": tally.longest_seconds,
                 "updates": tally.updates,
