@@ -237,9 +237,9 @@ async def test_a_cancelled_caller_takes_its_unsent_event_along() -> None:
 async def test_whatever_is_cancelled_and_fails_the_others_are_published_once(seed: int) -> None:
     random, clock = Random(seed), FakeClock()  # noqa: S311  # repeatable, no secret
     topic = MemoryTopic()
-    topic.fail_next = [
-        random.choice([TAKEN, TAKEN, THROTTLED, BusUnavailable("away")]) for _ in range(60)
-    ]
+    fates: list[EntryOutcome | BusUnavailable | BusRefused]
+    fates = [TAKEN, TAKEN, THROTTLED, BusUnavailable("away")]
+    topic.fail_next = random.choices(fates, k=60)
     async with publisher(topic, clock, PUBLISH_PENDING_LIMIT=15) as out:
         tasks = []
         for number in range(80):
