@@ -2,7 +2,8 @@
 
 It runs as a process of its own, so that an attacker's work in the test's process does not count as
 the service's slowness: `python bystander.py HOST:PORT /package.Service/Method`. It prints a line
-for each call, when it began (monotonic seconds, the same clock in all processes) and its duration.
+for each call: when it began (monotonic seconds, the same clock in all processes), how long it took,
+and 1 when it was answered, 0 when it was turned away.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from http2_attacker import Http2Attacker
 __all__ = ["Bystander", "percentile_99", "standing_by"]
 
 _PAUSE_SECONDS = 0.01
-_FAILED = -1.0
 
 
 @dataclass(slots=True)
@@ -30,20 +30,27 @@ class Bystander:
     notes: Path
 
     def durations(self, since: float, until: float) -> list[float]:
-        """Returns the seconds of the calls that began in an interval of monotonic time.
+        """Returns the seconds of the answered calls that began in an interval of monotonic time.
 
         Raises:
-            AssertionError: a call failed, or none was made.
+            AssertionError: none was.
         """
+        found = [seconds for seconds, answered in self._calls(since, until) if answered]
+        assert found, "nothing was answered meanwhile"
+        return found
+
+    def turned_away(self, since: float, until: float) -> float:
+        """Returns the share of calls that were turned away."""
+        calls = self._calls(since, until)
+        return sum(not answered for _, answered in calls) / len(calls)
+
+    def _calls(self, since: float, until: float) -> list[tuple[float, bool]]:
         found = []
         for line in self.notes.read_text().splitlines():
-            if line.count(" ") != 1:
-                continue  # half written
-            began, seconds = map(float, line.split())
-            if since <= began < until:
-                assert seconds != _FAILED, "a call of a client that does no harm failed"
-                found.append(seconds)
-        assert found, "no call was made meanwhile"
+            if line.count(" ") == 2:  # whole
+                began, seconds, answered = line.split(" ")
+                if since <= float(began) < until:
+                    found.append((float(seconds), answered == "1"))
         return found
 
 
@@ -77,8 +84,8 @@ async def _stand_by(address: str, path: str) -> None:
         while True:
             began = time.monotonic()
             answer = await connection.call(path, seconds=30)
-            seconds = time.monotonic() - began if answer.status == 0 else _FAILED
-            print(f"{began:.6f} {seconds:.6f}", flush=True)
+            seconds = time.monotonic() - began
+            print(f"{began:.6f} {seconds:.6f} {int(answer.status == 0)}", flush=True)
             await asyncio.sleep(_PAUSE_SECONDS)
 
 

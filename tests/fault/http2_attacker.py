@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -27,11 +28,21 @@ from hyperframe.frame import (
     WindowUpdateFrame,
 )
 
-__all__ = ["PREFACE", "Answer", "ConnectionEnded", "Http2Attacker", "grpc_message"]
+__all__ = [
+    "PREFACE",
+    "Answer",
+    "ConnectionEnded",
+    "Http2Attacker",
+    "grpc_message",
+    "seconds_until_closed",
+]
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HUGE_WINDOW = 2**31 - 1
 _MAXIMUM_FRAME_BYTES = 16_384
+_FRAME_HEADER_BYTES = 9
+_PING_ANSWERED = b"\6\1\0\0\0\0"
+"""Type, flags and stream of a PING's acknowledgement."""
 
 
 class ConnectionEnded(Exception):
@@ -75,6 +86,23 @@ class Answer:
 def grpc_message(message: bytes) -> bytes:
     """Returns `message` with its gRPC prefix: not compressed, and its length."""
     return struct.pack(">BI", 0, len(message)) + message
+
+
+async def seconds_until_closed(address: str, first_words: bytes) -> float:
+    """Opens a socket, says `first_words` and no more; returns how long the server bore it."""
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    began = time.monotonic()
+    try:
+        writer.write(first_words)
+        async with asyncio.timeout(30):
+            while await reader.read(4096):
+                pass
+    except ConnectionError:
+        pass
+    finally:
+        writer.transport.abort()
+    return time.monotonic() - began
 
 
 class Http2Attacker:
@@ -264,28 +292,39 @@ class Http2Attacker:
             await self.flush()
 
     async def _read(self) -> None:
+        received = bytearray()
         try:
-            while True:
-                frame, length = Frame.parse_frame_header(memoryview(await self._exactly(9)))
-                frame.parse_body(memoryview(await self._exactly(length)))
-                self._take(frame)
-        except (asyncio.IncompleteReadError, ConnectionError):
+            while data := await self._reader.read(65_536):
+                received += data
+                del received[: self._take_frames(bytes(received))]
+        except ConnectionError:
             pass
         finally:
             self.ended.set()
             self._window_changed.set()
 
-    async def _exactly(self, count: int) -> bytes:
-        return await self._reader.readexactly(count)
+    def _take_frames(self, received: bytes) -> int:
+        """Takes all whole frames and returns how many bytes they were."""
+        taken = 0
+        while len(received) - taken >= _FRAME_HEADER_BYTES:
+            body = taken + _FRAME_HEADER_BYTES
+            end = body + int.from_bytes(received[taken : taken + 3], "big")
+            if len(received) < end:
+                break
+            if received[taken + 3 : body] == _PING_ANSWERED:
+                self.pings_answered += 1  # not decoded: floods bring hundreds of thousands
+            else:
+                frame, _ = Frame.parse_frame_header(memoryview(received[taken:body]))
+                frame.parse_body(memoryview(received[body:end]))
+                self._take(frame)
+            taken = end
+        return taken
 
     def _take(self, frame: Frame) -> None:
         if isinstance(frame, SettingsFrame):
             self._take_settings(frame)
         elif isinstance(frame, PingFrame):
-            if "ACK" in frame.flags:
-                self.pings_answered += 1
-            else:
-                self.send(PingFrame(0, opaque_data=frame.opaque_data, flags=["ACK"]).serialize())
+            self.send(PingFrame(0, opaque_data=frame.opaque_data, flags=["ACK"]).serialize())
         elif isinstance(frame, WindowUpdateFrame):
             self._take_window(frame)
         elif isinstance(frame, GoAwayFrame):

@@ -15,6 +15,7 @@ import grpc.aio
 import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from http2_attacker import seconds_until_closed
 from service_processes import ServiceProcess, router_process
 
 from ai_router.testing.scripted_model_server import serve_script
@@ -151,6 +152,18 @@ async def code_of(call: Any) -> grpc.StatusCode:
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
+
+
+@pytest.mark.endurance
+async def test_sockets_that_do_not_begin_their_handshake_are_closed_within_5_seconds(
+    authority: DevelopmentAuthority, tmp_path: Path
+) -> None:
+    async with guarded_router(authority, tmp_path) as service:
+        seconds = await asyncio.gather(
+            *(seconds_until_closed(service.address, b"") for _ in range(100))
+        )
+    print(f"  longest open: {max(seconds):.3f} s")
+    assert max(seconds) <= 5.0
 
 
 @pytest.mark.parametrize("variable", ["GAMEKEEPER_LISTEN_ADDRESS", "GAMEKEEPER_ADMIN_ADDRESS"])
