@@ -60,13 +60,14 @@ WITH chosen AS (
 INSERT INTO {{schema}}.outbox (event) SELECT c.event FROM chosen c ORDER BY c.position
 
 -- name: backlog
--- Seconds that the oldest waiting event has waited, and how many events are parked.
+-- Seconds that the oldest waiting event has waited, and how many events are parked: counted to
+-- 10,000, so that the relay's round stays short however many there are.
 SELECT
     coalesce((
         SELECT greatest(0, extract(epoch FROM clock_timestamp() - o.enqueue_time))
         FROM {{schema}}.outbox o ORDER BY o.position LIMIT 1
     ), 0)::double precision AS oldest_wait_seconds,
-    (SELECT count(*) FROM {{schema}}.outbox_parked) AS parked
+    (SELECT count(*) FROM (SELECT FROM {{schema}}.outbox_parked LIMIT 10000) AS p) AS parked
 
 -- name: delete_old_parked
 DELETE FROM {{schema}}.outbox_parked p

@@ -9,4 +9,4 @@ OUTBOX_OLDEST_WAIT = "messaging.outbox.oldest_wait"
 """Seconds for which the oldest event in the outbox has waited; the backlog's age."""
 
 OUTBOX_PARKED = "messaging.outbox.parked"
-"""Events the topic will not take, which wait for people."""
+"""Events the topic will not take, which wait for people; 10,000 stands for as many or more."""
