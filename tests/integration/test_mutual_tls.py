@@ -185,6 +185,19 @@ async def test_a_server_whose_certificate_is_expired_or_of_another_name_is_not_c
         )
 
 
+async def test_a_callers_certificate_does_not_pass_for_a_service(
+    authority: DevelopmentAuthority, tmp_path: Path
+) -> None:
+    """A game's certificate is good for calling; no caller takes its holder for a service."""
+    game = authority.issue("game-service/battle", tmp_path / "game", hosts=("127.0.0.1",))
+    mine = authority.issue("operator/me", tmp_path / "me")
+    async with serve(game) as server, channel_as(server, mine) as channel:
+        assert await code_of(autoscaler_stub(channel).GetTier(GOLD, timeout=5)) in (
+            grpc.StatusCode.UNAVAILABLE,
+            grpc.StatusCode.DEADLINE_EXCEEDED,
+        )
+
+
 @pytest.mark.parametrize("place", ["common name", "dns name", "two uris", "no uri"])
 async def test_a_role_counts_only_as_the_one_uri_name_of_a_certificate(
     authority: DevelopmentAuthority, tmp_path: Path, place: str

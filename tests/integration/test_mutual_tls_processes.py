@@ -163,15 +163,6 @@ class TestWhoGetsIn:
             error = await failure_of(report(channel, "host-1"))
         assert error.code() is grpc.StatusCode.PERMISSION_DENIED
 
-    async def test_nobody_else_passes_for_a_service(
-        self, authority: DevelopmentAuthority, tmp_path: Path
-    ) -> None:
-        """A game's certificate is good for calling; no caller takes its holder for a service."""
-        files = authority.issue("game-service/battle", tmp_path / "game", hosts=("localhost",))
-        mine = authority.issue("operator/me", tmp_path / "me")
-        with running_collector(files, tmp_path / "log") as impostor:
-            assert (await refusal(impostor, mine)).code() in REFUSED
-
 
 def report(channel: grpc.aio.Channel, host_id: str) -> Any:
     stub: Any = gpu_metrics_pb2_grpc.GpuReportServiceStub(channel)

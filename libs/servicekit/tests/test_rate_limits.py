@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2
@@ -36,6 +36,7 @@ def test_a_rested_key_takes_its_burst_at_once_and_not_a_unit_more(rate: float, b
     assert limiter.take("a", 1, 5 * SECOND) > 0
 
 
+@settings(max_examples=50)  # it compares every call with every later one
 @given(rates, bursts, calls)
 def test_nobody_takes_more_than_the_burst_and_the_rate_in_any_span_of_time(
     rate: float, burst: int, arrivals: list[tuple[int, int]]
@@ -82,17 +83,17 @@ def test_a_caller_at_exactly_the_rate_is_never_refused(rate: float, burst: int, 
         assert limiter.take("a", 1, 7 * SECOND + number * interval_of(limit)) == 0
 
 
-def test_a_million_calls_do_not_drift_by_a_single_unit() -> None:
+def test_many_calls_do_not_drift_by_a_single_unit() -> None:
     """Three a second do not divide a second evenly; a sum of floats would wander off."""
     limit = RateLimit(units_per_second=3, burst_units=5)
     limiter = RateLimiter(limit)
     start = 40 * 365 * 24 * 3600 * SECOND  # the clock of a machine that has run for 40 years
     now, taken = start, 0
-    while taken < 1_000_000:
+    while taken < 200_000:
         wait = limiter.take("a", 1, now)
         now += wait
         taken += wait == 0
-    assert now - start == (1_000_000 - limit.burst_units) * interval_of(limit)
+    assert now - start == (200_000 - limit.burst_units) * interval_of(limit)
 
 
 @given(rates, bursts, calls)
