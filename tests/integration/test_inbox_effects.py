@@ -18,9 +18,12 @@ ID = "6f1c7a52-8f0e-4c1f-9c0a-0d4f5c1b2a3e"
 
 
 @pytest.fixture
-async def pool(postgres_database: str) -> AsyncIterator[asyncpg.Pool]:
-    async with open_stores(postgres_database) as opened:
-        await opened.execute("CREATE TABLE game.effects (event_id text)")
+async def pool(module_database: str) -> AsyncIterator[asyncpg.Pool]:
+    async with open_stores(module_database) as opened:
+        await opened.execute(
+            "CREATE TABLE IF NOT EXISTS game.effects (event_id text);"
+            "TRUNCATE game.inbox, game.effects"
+        )
         yield opened
 
 

@@ -37,8 +37,9 @@ AWAY = BusUnavailable("not now")
 
 
 @pytest.fixture
-async def pool(postgres_database: str) -> AsyncIterator[asyncpg.Pool]:
-    async with open_stores(postgres_database) as opened:
+async def pool(module_database: str) -> AsyncIterator[asyncpg.Pool]:
+    async with open_stores(module_database) as opened:
+        await opened.execute("TRUNCATE game.outbox, game.outbox_parked, game.inbox")
         yield opened
 
 
@@ -324,14 +325,14 @@ class TestRunning:
 
 class TestRestrictedRole:
     async def test_a_role_that_owns_nothing_enqueues_relays_receives_and_forgets(
-        self, pool: asyncpg.Pool, postgres_server: EmbeddedPostgres, postgres_database: str
+        self, pool: asyncpg.Pool, postgres_server: EmbeddedPostgres, module_database: str
     ) -> None:
         role = f"game_service_{uuid.uuid4().hex[:8]}"
         async with pool.acquire() as owner:
             await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'for tests'")
             await owner.execute(f"GRANT USAGE ON SCHEMA game TO {role}")
             await grant_stores(owner, schema=SCHEMA, role=role)
-        database = postgres_database.rsplit("/", 1)[-1]
+        database = module_database.rsplit("/", 1)[-1]
         url = postgres_server.url(database, user=role, password="for tests")
         try:
             async with open_pool(url, application_name="test") as restricted:
