@@ -10,8 +10,9 @@ from pathlib import Path
 
 import grpc
 import pytest
+import replica_world
 from faked_clock import HOUR_SECONDS, FakedClock
-from replica_world import LEASE_SECONDS, ReplicaWorld, until, until_leader
+from replica_world import LEASE_SECONDS, ReplicaWorld, until_leader
 from service_processes import router_process
 
 from ai_router.testing.scripted_model_server import Script, serve_script
@@ -89,6 +90,11 @@ async def world(postgres_database: str) -> AsyncIterator[ReplicaWorld]:
         yield world
 
 
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for as long as a very busy machine may take."""
+    await replica_world.until(condition, timeout_seconds=60.0)
+
+
 async def heard(world: ReplicaWorld) -> None:
     """Returns when the leader has decided some times on what the router is asked now."""
     told = world.router.messages
@@ -104,7 +110,7 @@ async def test_a_drain_and_the_lead_keep_their_time_when_the_leaders_clock_is_se
     await until(lambda: len(world.collector.hosts) == 2)
     world.environ |= clock.environ
     leader = await world.spawn("leader")
-    await until_leader(leader, "leader")
+    await until_leader(leader, "leader", timeout_seconds=60.0)
     for host in world.collector.hosts:
         world.router.running[f"server-{host}"] = 1
     world.router.asked[Tier.GOLD] = Asked(arrivals_per_second=1, running_requests=2)
@@ -133,7 +139,7 @@ async def test_the_pause_before_a_scale_in_is_not_cut_short_by_the_wall_clock(
     await until(lambda: len(world.collector.hosts) == 2)
     world.environ |= clock.environ | {"AUTOSCALER_STABILIZATION_SECONDS": "60"}
     leader = await world.spawn("leader")
-    await until_leader(leader, "leader")
+    await until_leader(leader, "leader", timeout_seconds=60.0)
     await heard(world)
     world.router.asked[Tier.GOLD] = Asked(arrivals_per_second=1, running_requests=2)
     await heard(world)
