@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -162,6 +163,36 @@ class TestWhoGetsIn:
         async with channel_as(collector, files) as channel:
             error = await failure_of(report(channel, "host-1"))
         assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_what_certs_dev_makes_runs_a_service_and_lets_its_operator_ask_it(tmp_path: Path) -> None:
+    """From an empty directory to an answer, by the command line alone."""
+    made = gamekeeper("certs", "dev", str(tmp_path / "certs"), "--agent", "i-0abc")
+    assert made.returncode == 0, made.stderr
+    files = {
+        identity: CertificateFiles(*map(Path, re.findall(r"_FILE=(\S+)", block)))
+        for identity, _, block in (part.partition("\n") for part in made.stdout.split("# ")[1:])
+    }
+    operator = next(identity for identity in files if identity.startswith("operator/"))
+    with running_collector(files["suite-service/gpu-metrics"], tmp_path / "log") as running:
+        ask = ("--gpu-metrics", running.address, "gpus", "-o", "json")
+        answered = gamekeeper(*ask, **environ_of(files[operator]))
+        refused = gamekeeper(*ask, **environ_of(files["gpu-agent/i-0abc"]))
+    assert answered.returncode == 0, answered.stderr
+    assert json.loads(answered.stdout)
+    assert refused.returncode == 5
+    assert "may not call" in refused.stderr
+
+
+def gamekeeper(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gamekeeper.cli", *arguments],
+        env={"PATH": os.environ["PATH"], "USER": "ada", **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def report(channel: grpc.aio.Channel, host_id: str) -> Any:
