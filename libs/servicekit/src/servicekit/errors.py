@@ -15,6 +15,7 @@
     │   └── SlowSubscriber
     ├── Aborted               ABORTED              lost against somebody else; repeat from the start
     ├── Unavailable           UNAVAILABLE          not now; wait, then repeat
+    │   ├── OutOfMemory
     │   └── ShuttingDown
     ├── DeadlineExceeded      DEADLINE_EXCEEDED    time ran out
     └── Internal              INTERNAL             our fault
@@ -41,6 +42,7 @@ __all__ = [
     "Internal",
     "InvalidRequest",
     "NotFound",
+    "OutOfMemory",
     "OutOfRange",
     "Overloaded",
     "PermissionDenied",
@@ -214,6 +216,12 @@ class ShuttingDown(Unavailable):
 
     reason = "SHUTTING_DOWN"
     default_retry_after_seconds = 0.1
+
+
+class OutOfMemory(Unavailable):
+    """This process has no memory left; another one, or its successor, takes the call."""
+
+    reason = "OUT_OF_MEMORY"
 
 
 class DeadlineExceeded(ServiceError):

@@ -27,6 +27,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
+_LAST_SECONDS = 2.0
+
 S = TypeVar("S")
 
 log = structlog.get_logger(__name__)
@@ -40,7 +42,8 @@ class ServiceRuntime:
         clock: the time.
         random: the randomness; seeded by GAMEKEEPER_SEED where a run must be repeatable.
         telemetry: instruments and traces.
-        stopping: set at SIGTERM or SIGINT.
+        stopping: set at SIGTERM or SIGINT, and when memory ran out.
+        out_of_memory: why it stops, if that is why.
     """
 
     clock: Clock
@@ -48,6 +51,17 @@ class ServiceRuntime:
     telemetry: Telemetry
     log_all_calls: bool = False
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    out_of_memory: bool = False
+
+    def run_out_of_memory(self) -> None:
+        """Stops and fails, so that whoever watches over the process starts it again.
+
+        In order if that can be done at once; without memory much cannot be done at all.
+        """
+        if not self.out_of_memory:
+            self.out_of_memory = True
+            self.stopping.set()
+            asyncio.get_running_loop().call_later(_LAST_SECONDS, os._exit, EXIT_FAILED)
 
     async def serve(
         self,
@@ -67,6 +81,7 @@ class ServiceRuntime:
             clock=self.clock,
             telemetry=self.telemetry,
             log_all_calls=self.log_all_calls,
+            on_out_of_memory=self.run_out_of_memory,
         )
         await server.start()
         ending = asyncio.Event()
@@ -168,6 +183,8 @@ async def _run_until_signal(
         loop.add_signal_handler(signal_number, runtime.stopping.set)
     try:
         await main(settings, runtime)
+        if runtime.out_of_memory:
+            raise MemoryError("a call found no memory")
     finally:
         await asyncio.to_thread(telemetry.close)
 

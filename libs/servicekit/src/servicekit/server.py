@@ -175,6 +175,7 @@ class RpcServer:
         clock: Clock,
         telemetry: Telemetry | None = None,
         log_all_calls: bool = False,
+        on_out_of_memory: Callable[[], None] = lambda: None,
     ) -> None:
         problems = settings.problems()
         if problems:
@@ -192,7 +193,7 @@ class RpcServer:
         interceptors: list[Interceptor] = [
             TelemetryInterceptor(telemetry, clock),
             AccessLogInterceptor(clock, log_all=log_all_calls),
-            ErrorInterceptor(),
+            ErrorInterceptor(on_out_of_memory),
             # First of all that refuse, since it must cost an overloaded server next to nothing.
             self._shedding,
             AuthorisationInterceptor(mutual_tls=settings.tls.enabled),

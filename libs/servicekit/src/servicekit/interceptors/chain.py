@@ -154,6 +154,8 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
                 return message
             try:
                 request = deserialize(message)
+            except MemoryError:
+                raise  # no fault of the message's
             except Exception:  # noqa: BLE001  # decoders raise library-specific errors
                 raise InvalidRequest(
                     "The request is not a valid message of this method; check the client's "

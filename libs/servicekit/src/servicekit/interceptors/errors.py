@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -15,7 +16,13 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from servicekit.errors import DeadlineExceeded, Internal, ServiceError, ShuttingDown
+from servicekit.errors import (
+    DeadlineExceeded,
+    Internal,
+    OutOfMemory,
+    ServiceError,
+    ShuttingDown,
+)
 from servicekit.interceptors.call import Call, Proceed
 
 __all__ = ["ERROR_DOMAIN", "ErrorInterceptor", "status_of"]
@@ -38,7 +45,15 @@ class ErrorInterceptor:
     A ServiceError keeps its code, reason and message, also out of an exception group. A timeout
     becomes DEADLINE_EXCEEDED. Anything else is logged with its traceback and becomes INTERNAL
     without a word of it.
+
+    Args:
+        on_out_of_memory: called when a handler found no memory. What a process does after that is
+            nobody's promise, so it should end and be started again.
     """
+
+    def __init__(self, on_out_of_memory: Callable[[], None] = lambda: None) -> None:
+        self._on_out_of_memory = on_out_of_memory
+        self._has_memory = True
 
     async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Maps what is raised inside."""
@@ -48,6 +63,11 @@ class ErrorInterceptor:
             await _abort(call, error)
         except TimeoutError:
             await _abort(call, DeadlineExceeded("The call took longer than its deadline."))
+        except MemoryError:
+            log.critical("out_of_memory", method=call.path)
+            self._has_memory = False
+            self._on_out_of_memory()
+            await _abort(call, _out_of_memory())
         except asyncio.CancelledError:
             if not call.ended_by_server:
                 _note_cancellation(call)
@@ -67,7 +87,8 @@ class ErrorInterceptor:
             await _abort(call, known or _unexpected())
         except Exception:  # the border of the process: nothing may pass it unmapped
             log.exception("rpc_failed", method=call.path)
-            await _abort(call, _unexpected())
+            # Without memory libraries fail in ways of their own.
+            await _abort(call, _unexpected() if self._has_memory else _out_of_memory())
 
 
 async def _abort(call: Call, error: ServiceError) -> None:
@@ -105,6 +126,10 @@ def _only_service_error(group: ExceptionGroup[Exception]) -> ServiceError | None
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first if isinstance(first, ServiceError) else None
+
+
+def _out_of_memory() -> OutOfMemory:
+    return OutOfMemory("This server has no memory left; try another one.")
 
 
 def _unexpected() -> Internal:
