@@ -19,6 +19,11 @@ def test_delays_double_up_to_the_longest() -> None:
     assert delays == [0.5, 1.0, 2.0, 4.0, 4.0, 4.0]
 
 
+def test_one_that_lived_for_a_while_is_started_again_at_once() -> None:
+    assert history_of(0, 1, 20).delay_seconds == 0.5
+    assert history_of(0, 20, 21).delay_seconds == 1.0
+
+
 def test_a_process_that_keeps_dying_is_given_up() -> None:
     assert not history_of(0, 1, 2).hopeless
     assert history_of(0, 1, 2, 3).hopeless

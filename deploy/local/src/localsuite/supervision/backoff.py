@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 __all__ = ["RestartHistory", "RestartPolicy"]
@@ -9,12 +10,14 @@ __all__ = ["RestartHistory", "RestartPolicy"]
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """Restarts are doubled apart, and end when a process keeps dying."""
+    """Restarts are doubled apart while a process dies soon again, and end when it keeps dying."""
 
     first_seconds: float = 0.25
     longest_seconds: float = 8.0
     give_up_after: int = 5
     window_seconds: float = 60.0
+    soon_seconds: float = 10.0
+    """Of one that lived longer it is not the start that ends it: it is started again at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,5 +40,9 @@ class RestartHistory:
     @property
     def delay_seconds(self) -> float:
         """How long to wait before the next start."""
-        exponent = max(0, len(self.ends) - 1)
+        exponent = 0
+        for former, later in reversed(list(itertools.pairwise(self.ends))):
+            if later - former >= self.policy.soon_seconds:
+                break
+            exponent += 1
         return min(self.policy.longest_seconds, self.policy.first_seconds * 2.0**exponent)
