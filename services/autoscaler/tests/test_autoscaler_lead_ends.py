@@ -1,8 +1,9 @@
-"""A lead that ends in the middle of a round ends its acts too."""
+"""A lead that ends in the middle of a round ends its acts too; so does a group that changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from autoscaler.domain.decision import Outcome
 from autoscaler.domain.fleet_view import ScalingGroup
@@ -41,3 +42,28 @@ async def test_one_cut_off_that_hears_of_another_leader_while_it_asks_the_cloud_
     decided = replica.picture.reports[GOLD].record
     assert decided.decision.desired > 2
     assert decided.outcome is Outcome.FAILED
+
+
+async def test_a_server_the_cloud_took_back_meanwhile_is_not_counted_as_draining() -> None:
+    world = MemoryWorld(gold=3)
+    replica = world.replica("a", policy={"minimum": 3})
+    await world.pass_time(10, replica)
+    doomed = world.cloud.instance_ids(GOLD)[0]
+    world.interruptions[doomed] = world.now() + 20
+    describe, looks = world.cloud.describe, iter(range(10))
+
+    async def while_the_cloud_takes_it_back() -> Mapping[Tier, ScalingGroup]:
+        if next(looks) == 1:  # the look just before the size is set
+            world.cloud.groups[GOLD] = replace(
+                world.cloud.groups[GOLD],
+                instances=tuple(
+                    replace(i, instance_id=f"{doomed}-successor") if i.instance_id == doomed else i
+                    for i in world.cloud.groups[GOLD].instances
+                ),
+            )
+        return await describe()
+
+    world.cloud.describe = while_the_cloud_takes_it_back  # type: ignore[method-assign,assignment]  # the moment matters
+    await world.tick(replica)
+    assert replica.picture.reports[GOLD].record.outcome is Outcome.FAILED
+    assert world.cloud.groups[GOLD].desired == 3

@@ -17,7 +17,7 @@ from autoscaler.decision_feed import DecisionFeed
 from autoscaler.domain.budget import affordable_servers
 from autoscaler.domain.control_state import ControlState
 from autoscaler.domain.decide import decide
-from autoscaler.domain.decision import Decision, DecisionRecord, Outcome
+from autoscaler.domain.decision import Decision, DecisionRecord, Outcome, Plan
 from autoscaler.domain.demand_window import DemandView
 from autoscaler.domain.explain import counterfactuals
 from autoscaler.domain.fleet_view import FleetView, ScalingGroup
@@ -56,7 +56,7 @@ log = structlog.get_logger(__name__)
 _ID_RANDOM_BITS = 62
 _INTENT_LOST = "The replica that decided stopped before the outcome was known."
 _LEAD_ENDED = "The lead ended before the cloud had answered; whoever leads decides anew."
-_SIZE_CHANGED = "The group's size changed after it was read; the next round decides anew."
+_GROUP_CHANGED = "The group changed after it was read; the next round decides anew."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,7 +339,7 @@ class ControlLoop:
         for instance_id in plan.resume_instance_ids:
             await self.drains.cancel(instance_id)
         if plan.group_desired is not None:
-            await self._set_size(snapshot, plan.group_desired)
+            await self._set_size(snapshot, plan, plan.group_desired)
         instances = {i.instance_id: i for i in snapshot.instances}
         for instance_id in plan.drain_instance_ids:
             if self._take_away_seconds() <= 0:
@@ -351,18 +351,23 @@ class ControlLoop:
                 return "The database is away, so no drain was begun."
         return ""
 
-    async def _set_size(self, snapshot: TierSnapshot, size: int) -> None:
-        """Set a group's size if it is still the one that was decided on, and while this one leads.
+    async def _set_size(self, snapshot: TierSnapshot, plan: Plan, size: int) -> None:
+        """Set a group's size if the group is as it was decided on, and while this one leads.
 
         The cloud checks no fencing token. A leader that was held up between its look and this call
         would undo, with an absolute size, what another leader has done since.
         """
         tier = snapshot.tier
+        # The size counts those that are on their way out. One that the cloud took back meanwhile
+        # has been replaced already, so the group would have a server too many.
+        leaving = {i.instance_id for i in snapshot.draining} | {*plan.drain_instance_ids}
         try:
             async with asyncio.timeout(self._leadership.act_seconds):
                 group = (await self._cloud.describe()).get(tier)
                 if group is None or group.desired != snapshot.group_desired:
-                    raise CloudError(_SIZE_CHANGED)
+                    raise CloudError(_GROUP_CHANGED)
+                if not leaving <= {i.instance_id for i in group.live}:
+                    raise CloudError(_GROUP_CHANGED)
                 # One that was cut off has no lease to end this: the database may be back and have
                 # named another leader while the cloud was asked.
                 if self._leadership.role not in (Role.LEADER, Role.CUT_OFF):
