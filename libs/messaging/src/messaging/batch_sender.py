@@ -235,7 +235,8 @@ class BatchSender(Generic[T]):
             if len(batch) > 1:
                 # One bad entry can fail a whole call; alone, only itself.
                 return [outcome for entry in batch for outcome in await self._outcomes([entry])]
-            outcome = EntryOutcome(accepted=False, error_code=error.message)
+            code = error.metadata.get("error_code", error.reason)
+            outcome = EntryOutcome(accepted=False, error_code=code)
         except Exception as error:  # a fault of the adapter fails its batch, not all to come
             log.exception("batch_failed", name=self._name, error=type(error).__name__)
             outcome = EntryOutcome(accepted=False, error_code="INTERNAL", retryable=True)
