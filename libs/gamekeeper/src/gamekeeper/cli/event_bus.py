@@ -30,6 +30,7 @@ __all__ = [
     "DeadLetter",
     "EventLine",
     "Redriven",
+    "UnknownQueue",
     "event_json",
     "event_line",
     "event_of",
@@ -48,6 +49,10 @@ _TAIL_RETENTION_SECONDS = 60
 _POLL_SECONDS = 2.0
 # While letters are looked through none of them may come up a second time.
 _LOOK_SECONDS = 120
+
+
+class UnknownQueue(Exception):
+    """No queue was named, or it has no dead letters; the message tells the user what to do."""
 
 
 # --- events as people write and read them -----------------------------------------------------
@@ -298,8 +303,7 @@ async def list_dead_letters(
 ) -> list[DeadLetter]:
     """Returns up to `limit` dead letters; they are visible to others again when it returns.
 
-    Raises LookupError with words for the user when the queue has no dead letters' queue, and
-    ServiceErrors.
+    Raises UnknownQueue when the queue has no dead letters' queue, and ServiceErrors.
     """
     async with open_client("sqs", settings, connections=4) as sqs:
         _, dead_url = await _queue_urls(sqs, settings, queue)
@@ -386,7 +390,7 @@ async def _queue_urls(sqs: Any, settings: MessagingSettings, queue: str) -> tupl
     """Returns the addresses of a queue and of its dead letters' queue."""
     async with aws_call(settings.call_timeout_seconds):
         if not queue and not settings.queue_url:
-            raise LookupError(
+            raise UnknownQueue(
                 "name the queue whose dead letters are meant, or set GAMEKEEPER_EVENTS_QUEUE_URL"
             )
         queue_url = queue or settings.queue_url
@@ -397,7 +401,7 @@ async def _queue_urls(sqs: Any, settings: MessagingSettings, queue: str) -> tupl
         policy = json.loads(await _attribute(sqs, queue_url, "RedrivePolicy") or "{}")
         target = str(policy.get("deadLetterTargetArn", ""))
         if not target:
-            raise LookupError(
+            raise UnknownQueue(
                 f"the queue {queue_url.rpartition('/')[2]} has no dead-letter queue in its "
                 "redrive policy; set GAMEKEEPER_EVENTS_QUEUE_URL and "
                 "GAMEKEEPER_EVENTS_DEAD_LETTER_QUEUE_URL"

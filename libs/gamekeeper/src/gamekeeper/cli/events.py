@@ -302,12 +302,14 @@ def _run(output: OutputFormat, work: Callable[[], Awaitable[Any]]) -> Any:
         except asyncio.CancelledError:
             raise KeyboardInterrupt from None
 
+    from gamekeeper.cli.event_bus import UnknownQueue  # noqa: PLC0415  # loads the AWS SDK
+
     try:
         return asyncio.run(until_told())
+    except UnknownQueue as error:
+        _fail(output, str(error), "", "NOT_FOUND", EXIT_NOT_FOUND)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    except LookupError as error:
-        _fail(output, str(error.args[0]), "", "NOT_FOUND", EXIT_NOT_FOUND)
     except ServiceError as error:
         code = error.metadata.get("error_code", "")
         if any(code.endswith(word) for word in _MISSING):
@@ -316,7 +318,7 @@ def _run(output: OutputFormat, work: Callable[[], Awaitable[Any]]) -> Any:
             _fail(output, f"there is no such {what}", advice, error.reason, EXIT_NOT_FOUND)
         sentence = error.message.rstrip(".")
         if isinstance(error, Unavailable):
-            advice = "try again; check AWS_ENDPOINT_URL and the network"
+            advice = "check AWS_ENDPOINT_URL, AWS credentials and the network, then try again"
             _fail(output, sentence, advice, error.reason, EXIT_UNREACHABLE)
         if isinstance(error, InvalidRequest):
             _fail(output, sentence, "", error.reason, EXIT_USAGE)
