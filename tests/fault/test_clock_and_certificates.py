@@ -62,9 +62,8 @@ async def until_well(stub: rpc.AiRouterServiceAsyncStub) -> None:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    "wrong_by_seconds", [HOUR_SECONDS, pytest.param(-HOUR_SECONDS, marks=pytest.mark.endurance)]
-)
+@pytest.mark.endurance
+@pytest.mark.parametrize("wrong_by_seconds", [HOUR_SECONDS, -HOUR_SECONDS])
 async def test_certificates_are_refused_by_a_wrong_clock_and_taken_once_it_is_right(
     tmp_path: Path, wrong_by_seconds: int, record_property: Callable[[str, object], None]
 ) -> None:

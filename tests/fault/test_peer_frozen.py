@@ -72,8 +72,10 @@ async def test_every_call_to_a_frozen_service_ends_as_unavailable_within_three_s
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     async with AsyncExitStack() as stack:
-        collector = await stack.enter_async_context(collector_process(tmp_path / "collector.log"))
-        router = await stack.enter_async_context(router_process(tmp_path / "router.log"))
+        collector, router = await asyncio.gather(
+            stack.enter_async_context(collector_process(tmp_path / "collector.log")),
+            stack.enter_async_context(router_process(tmp_path / "router.log")),
+        )
         client = await stack.enter_async_context(
             sdk_client(gpu_metrics=collector.address, ai_router=router.address)
         )
