@@ -9,9 +9,13 @@ from autoscaler.domain.decision import Outcome
 from autoscaler.domain.fleet_view import ScalingGroup
 from autoscaler.domain.tiers import Tier
 from autoscaler.leadership import Role
-from autoscaler.testing.world import MemoryWorld
+from autoscaler.testing.world import MemoryReplica, MemoryWorld
 
 GOLD = Tier.GOLD
+
+
+def role_of(replica: MemoryReplica) -> Role:
+    return replica.leadership.role
 
 
 async def test_one_cut_off_that_hears_of_another_leader_while_it_asks_the_cloud_sets_no_size() -> (
@@ -22,7 +26,7 @@ async def test_one_cut_off_that_hears_of_another_leader_while_it_asks_the_cloud_
     await world.pass_time(10, replica)
     world.database.is_reachable = False
     await replica.leadership.renew()
-    assert replica.leadership.role is Role.CUT_OFF
+    assert role_of(replica) is Role.CUT_OFF
     world.ask(gold=40_000)
     describe, looks = world.cloud.describe, iter(range(10))
 
@@ -37,7 +41,7 @@ async def test_one_cut_off_that_hears_of_another_leader_while_it_asks_the_cloud_
     world.cloud.describe = while_the_database_comes_back  # type: ignore[method-assign,assignment]  # the moment matters
     world.refresh()
     await replica.loop.tick()
-    assert replica.leadership.role is Role.FOLLOWER
+    assert role_of(replica) is Role.FOLLOWER
     assert world.cloud.groups[GOLD].desired == 2
     decided = replica.picture.reports[GOLD].record
     assert decided.decision.desired > 2
