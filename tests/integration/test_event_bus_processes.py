@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import pytest
 
 from autoscaler.testing.running import quick_environment
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
@@ -113,7 +114,7 @@ class Bus:
 
 @asynccontextmanager
 async def process(
-    service: str, environ: Mapping[str, str], log: Path
+    service: str, environ: Mapping[str, str], log: Path, *, kill: bool = False
 ) -> AsyncIterator[grpc.aio.Channel]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -132,10 +133,12 @@ async def process(
             yield channel
     finally:
         if child.returncode is None:
-            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         async with asyncio.timeout(START_SECONDS):
             await child.wait()
-    assert child.returncode == 0, await asyncio.to_thread(log.read_text)
+    assert child.returncode == (-signal.SIGKILL if kill else 0), await asyncio.to_thread(
+        log.read_text
+    )
 
 
 async def until(condition: Callable[[], Awaitable[object]], *, seconds: float = 60.0) -> Any:
@@ -292,3 +295,75 @@ async def test_a_bus_that_is_away_stops_no_service(postgres_database: str, tmp_p
             timeout=20,
         )
         assert len(recorded.events) == 1
+
+
+@pytest.mark.endurance
+async def test_each_event_is_remembered_and_told_once_however_often_the_service_is_killed(
+    aws: LocalAws, postgres_database: str, tmp_path: Path
+) -> None:
+    bus = Bus(aws, raw=True)
+    environ = {
+        **bus.environment,
+        "GAMEKEEPER_EVENTS_VISIBILITY_SECONDS": "3",
+        "KNOWLEDGE_BASE_MIGRATION_DATABASE_URL": postgres_database,
+        "KNOWLEDGE_BASE_DATABASE_URL": service_url(postgres_database),
+    }
+    world_id = ""
+    events = [
+        new_event(
+            events_pb2.WEATHER_CHANGED,
+            events_pb2.WeatherEvent(old_state="clear", new_state=f"storm number {number}"),
+            source="weather-manager",
+            event_id=str(uuid.uuid4()),
+            timestamp_milliseconds=1_762_560_000_000 + number,
+            metadata={},
+        )
+        for number in range(60)
+    ]
+    told: dict[str, events_pb2.StoryEventRecordedEvent] = {}
+
+    async def hear_what_is_told() -> bool:
+        for event in await asyncio.to_thread(bus.observed, events_pb2.STORY_EVENT_RECORDED):
+            told[event.event_id] = events_pb2.StoryEventRecordedEvent.FromString(event.payload)
+        return len(told) >= wanted
+
+    for life in range(4):
+        last = life == 3
+        async with process("knowledge_base", environ, tmp_path / f"log{life}", kill=not last) as (
+            channel
+        ):
+            stub = knowledge_base_pb2_grpc.KnowledgeBaseServiceStub(channel)
+            if not world_id:
+                made = await stub.CreateWorld(
+                    knowledge_base_pb2.CreateWorldRequest(name="w", request_id=str(uuid.uuid4())),
+                    timeout=START_SECONDS,
+                    wait_for_ready=True,
+                )
+                world_id = made.world.world_id
+                await stub.SetEventSubscription(
+                    knowledge_base_pb2.SetEventSubscriptionRequest(
+                        world_id=world_id,
+                        subscription=knowledge_base_pb2.EventSubscription(
+                            event_types=[events_pb2.WEATHER_CHANGED]
+                        ),
+                        request_id=str(uuid.uuid4()),
+                    ),
+                    timeout=20,
+                )
+            # Twenty new ones a life, and one of them twice; the killed ones stop in their middle.
+            for event in (*events[20 * life : 20 * life + 20], *events[20 * life : 20 * life + 1]):
+                await asyncio.to_thread(bus.publish, encode_event(event), "weather.changed")
+            wanted = len(events) if last else 20 * life + 7
+            await until(hear_what_is_told, seconds=90)
+            if last:
+                listed = await stub.ListEvents(
+                    knowledge_base_pb2.ListEventsRequest(world_id=world_id, page_size=200),
+                    timeout=START_SECONDS,
+                    wait_for_ready=True,
+                )
+
+    assert sorted(recorded.cause_event_id for recorded in told.values()) == sorted(
+        event.event_id for event in events
+    )
+    assert {event.event_id for event in listed.events} == set(told)
+    assert len(listed.events) == len(events)
