@@ -51,7 +51,7 @@ def draw(
     layout.split_column(
         Layout(_headline(picture, recording, evening, width), size=4),
         Layout(_tiers(picture, width), size=7),
-        Layout(_figures(picture), size=2),
+        Layout(_figures(picture, width), size=2),
         Layout(name="news", minimum_size=6),
         Layout(_storyteller(picture, story_lines), size=story_lines + 2),
         Layout(_services(picture, components), size=1),
@@ -155,7 +155,7 @@ def _strip(picture: SuitePicture, tier: str) -> Text:
     )
 
 
-def _figures(picture: SuitePicture) -> RenderableType:
+def _figures(picture: SuitePicture, width: int) -> RenderableType:
     status = picture.status
     tiers = picture.game.tiers.values() if picture.game is not None else ()
     sent = sum(tier.sent for tier in tiers)
@@ -188,8 +188,10 @@ def _figures(picture: SuitePicture) -> RenderableType:
             ("   per player and month ", "dim"),
             (money(per_month), "yellow" if dear else "green"),
             (f" (budget {money(budget)})", "dim"),
-            ("   events ", "dim"),
-            (picture.bus.short, "red" if picture.bus.dead_letters else ""),
+            ("   events ", "dim") if width >= _WIDTH_WITH_TARGETS else "",
+            (picture.bus.short, "red" if picture.bus.dead_letters else "")
+            if width >= _WIDTH_WITH_TARGETS or picture.bus.dead_letters
+            else "",
         ),
     )
 
