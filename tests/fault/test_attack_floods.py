@@ -222,7 +222,9 @@ class Flood:
 
     5,000 unfinished streams may take more than the resets, which leave nothing behind: gRPC's core
     keeps about 18 kB for each of the 500 that it lets wait to be looked at, and we for 128 more; a
-    call of others waits behind these 500, and some are turned away.
+    call of others waits behind these 500. Where that takes longer than 0.25 s, as on a busy
+    machine, the load shedder turns most of the others' calls away, with RetryInfo, until some 4 s
+    after the flood; P99 is that of the rest.
 
     The CPU limits are for a machine that is busy otherwise; what gRPC without our settings takes
     for PINGs is above 15 s.
@@ -246,7 +248,7 @@ FLOODS = {
         lambda address: continuation_flood(address, LARGE_HEADERS, 60_000_000), 50, 4
     ),
     "empty CONTINUATION": Flood(lambda address: continuation_flood(address, b"", 2_000_000), 50, 4),
-    "unfinished streams": Flood(lambda address: unfinished_streams(address, 50), 50, 12, 2.0, 0.2),
+    "unfinished streams": Flood(lambda address: unfinished_streams(address, 50), 50, 12, 2.0, 0.95),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -18,7 +17,9 @@ __all__ = ["SheddingInterceptor"]
 log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 0.2
-_MOMENT_SECONDS = 0.01
+_MOMENT_SECONDS = 0.02
+"""A server with a queue begins a call in this time even on a fifth of a core; after a flood, one
+whose clients leave it no such moment would go on taking what the flood left for a queue."""
 _RETRY_AFTER_SECONDS = 1.0
 
 
@@ -52,17 +53,15 @@ class SheddingInterceptor:
         """Looks several times a second until cancelled; the loop's own time counts, no clock's."""
         loop = asyncio.get_running_loop()
         looked, before = loop.time(), statistics.counts()
-        lost = _LostCalls()
+        lost = 0
         while True:
             empty = await self._until_next_look(statistics)
             passed = loop.time() - looked
             looked, counts = loop.time(), statistics.counts()
             known = counts.started - counts.finished - self._running
-            if empty is not None:
-                lost.count = empty
-            lost.observe(counts.started, known, self._begun)
+            lost = max(0, min(known, lost if empty is None else empty))
             wait_seconds = expected_wait_seconds(
-                pending_calls=0 if empty is not None else known - lost.count,
+                pending_calls=0 if empty is not None else known - lost,
                 finished_calls=counts.finished - before.finished,
                 passed_seconds=passed,
                 late_seconds=passed - _LOOK_SECONDS,
@@ -78,38 +77,18 @@ class SheddingInterceptor:
     async def _until_next_look(self, statistics: ServerStatistics) -> int | None:
         """Waits; returns how many calls gRPC counts as pending though none was, if that was seen.
 
-        A moment in which the event loop was on time and got no call is one without a queue.
+        What gRPC's core ends by itself (more calls than may wait, streams that were reset early) it
+        counts as started and never as finished: after a flood that would look like a queue for
+        ever. But a moment in which the event loop was on time and got no call is one without any.
         """
         loop = asyncio.get_running_loop()
         until, empty = loop.time() + _LOOK_SECONDS, None
-        while (moment := loop.time()) < until:
+        while empty is None and (moment := loop.time()) < until:
             begun = self._begun
             await asyncio.sleep(min(_MOMENT_SECONDS, until - moment))
             on_time = loop.time() - moment < 2 * _MOMENT_SECONDS
-            if empty is None and on_time and begun == self._begun:
+            if on_time and begun == self._begun:
                 counts = statistics.counts()
                 empty = counts.started - counts.finished - self._running
+        await asyncio.sleep(max(0.0, until - loop.time()))
         return empty
-
-
-@dataclass(slots=True)
-class _LostCalls:
-    """How many of gRPC's pending calls no handler will ever see.
-
-    What gRPC's core ends by itself (more calls than may wait, streams that were reset) it counts as
-    started and not as finished: after a flood they would look like a queue for ever. Calls leave
-    the queue in the order in which they came. So once as many have begun as were pending at a mark,
-    whatever is pending beyond those that came after the mark is lost.
-    """
-
-    count: int = 0
-    _started: int = 0
-    _known: int = 0
-    _begun: int = 0
-
-    def observe(self, started: int, known: int, begun: int) -> None:
-        """Takes the calls started and begun so far, and those not accounted for."""
-        self.count = min(self.count, max(0, known))
-        if begun - self._begun >= self._known:
-            self.count = max(self.count, known - (started - self._started))
-            self._started, self._known, self._begun = started, known, begun
