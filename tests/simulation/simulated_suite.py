@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hashlib
 import sys
 import uuid
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import structlog
 from fault_plan import (
@@ -498,7 +500,25 @@ def simulate(
             await suite.run(stops_at_findings=stops_at_findings)
         return suite.report(seed)
 
-    return run_virtual(main())
+    with _cheaper():
+        return run_virtual(main())
+
+
+@contextmanager
+def _cheaper() -> Iterator[None]:
+    """Leave out a third of a run's cost that decides nothing in it.
+
+    A decision's counterfactuals are told to operators only, and garbage of a run may wait for its
+    end.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with patch("autoscaler.control_loop.counterfactuals", lambda *_: ()):
+            yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager
