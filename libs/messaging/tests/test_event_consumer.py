@@ -4,86 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from random import Random
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
+from consumer_bench import THROTTLED, Bus, Passing, message
 
-from gaming.events import events_pb2
 from gaming.events.events_pb2 import GameEvent
-from messaging.claim_check import stored_event
 from messaging.codec import encode_event
-from messaging.consumer import EventConsumer
 from messaging.dead_letters import ATTRIBUTE_REASON, redriven
 from messaging.errors import BusRefused, BusUnavailable, PoisonEvent, PoisonReason
 from messaging.ports import ACCEPTED, EntryOutcome, OutgoingMessage, ReceivedMessage
-from messaging.settings import MessagingSettings
-from messaging.testing import MemoryClaimStore, MemoryQueue
+from messaging.testing import MemoryQueue
 from servicekit.errors import InvalidRequest, Unavailable
-from servicekit.settings import load_settings
-from servicekit.testing import FakeClock
-
-JITTER = Random(7)  # noqa: S311  # no secret
-THROTTLED = EntryOutcome(accepted=False, error_code="Throttled", retryable=True)
-
-
-def event(number: int = 0) -> GameEvent:
-    return GameEvent(
-        event_id=f"event-{number}", event_type=events_pb2.TIME_UPDATED, source="time-manager"
-    )
-
-
-def message(number: int = 0) -> OutgoingMessage:
-    return OutgoingMessage(encode_event(event(number)), {"event_type": "time.updated"})
-
-
-class Bus:
-    """A consumer on a queue in memory, and what its handler saw."""
-
-    def __init__(self, **changes: Any) -> None:
-        self.clock = FakeClock()
-        self.dead_letters = MemoryQueue(self.clock)
-        self.queue = MemoryQueue(self.clock, visibility_seconds=30, dead_letters=self.dead_letters)
-        self.claims: MemoryClaimStore | None = MemoryClaimStore()
-        self.settings = load_settings(
-            MessagingSettings,
-            {f"GAMEKEEPER_EVENTS_{name}": str(value) for name, value in changes.items()},
-        )
-        self.handled: list[str] = []
-        self.stopping = asyncio.Event()
-        self.running: asyncio.Task[None] | None = None
-
-    async def handle(self, event: GameEvent) -> None:
-        self.handled.append(event.event_id)
-
-    @asynccontextmanager
-    async def reading(
-        self, handler: Callable[[GameEvent], Awaitable[None]] | None = None, queue: Any = None
-    ) -> AsyncIterator[None]:
-        consumer = EventConsumer(
-            queue or self.queue,
-            handler or self.handle,
-            settings=self.settings,
-            clock=self.clock,
-            claims=self.claims,
-            random=JITTER,
-        )
-        async with asyncio.TaskGroup() as group:
-            self.running = group.create_task(consumer.run(self.stopping))
-            try:
-                yield
-            finally:
-                self.stopping.set()
-                await self.stopped()
-
-    async def stopped(self) -> None:
-        """Lets the consumer end, moving the clock for whatever it still waits for."""
-        self.stopping.set()
-        assert self.running is not None
-        while not self.running.done():
-            await self.clock.advance(0.1)
 
 
 async def test_events_are_handled_and_deleted() -> None:
@@ -307,16 +239,6 @@ async def test_without_dead_letters_poison_is_left_to_the_redrive_policy() -> No
     assert (len(bus.queue), len(redriven_to)) == (0, 1)
 
 
-class Passing:
-    """A queue in front of another, for tests to change one method of."""
-
-    def __init__(self, inner: MemoryQueue) -> None:
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
 async def test_deletions_that_failed_are_sent_again_entry_by_entry() -> None:
     bus = Bus()
     calls: list[int] = []
@@ -371,156 +293,3 @@ async def test_while_what_the_handler_needs_is_away_deliveries_are_not_used_up()
         await bus.clock.advance(9)
         # What was in hand when the first one failed, and not a message more.
         assert sum(m.receive_count for m in bus.queue._messages.values()) <= 20
-
-
-async def test_stopping_finishes_what_is_at_work_and_gives_the_rest_back() -> None:
-    bus, committed = Bus(HANDLERS_AT_ONCE=2, STOP_TIMEOUT_SECONDS=30), asyncio.Event()
-
-    async def handle(event: GameEvent) -> None:
-        await committed.wait()
-        await bus.handle(event)
-
-    for number in range(8):
-        bus.queue.add(message(number))
-    async with bus.reading(handle):
-        await bus.clock.settle()
-        assert bus.queue.visible == []
-        bus.stopping.set()
-        await bus.clock.settle()
-        # At once, not when their timeout ends.
-        assert len(bus.queue.visible) == 6
-        committed.set()
-        await bus.stopped()
-    assert len(bus.handled) == 2
-    assert len(bus.queue) == 6
-
-
-async def test_a_handler_that_outlasts_the_stop_is_cancelled_and_its_event_given_back() -> None:
-    bus = Bus(STOP_TIMEOUT_SECONDS=0.05)
-    cancelled = 0
-
-    async def handle(event: GameEvent) -> None:
-        nonlocal cancelled
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            cancelled += 1
-            raise
-
-    bus.queue.add(message())
-    async with bus.reading(handle):
-        await bus.clock.settle()
-    assert cancelled == 1
-    assert len(bus.queue.visible) == 1
-
-
-async def test_stopping_ends_though_the_queue_is_away() -> None:
-    bus = Bus(HANDLERS_AT_ONCE=1, CALL_TIMEOUT_SECONDS=0.2, STOP_TIMEOUT_SECONDS=0.05)
-
-    class AwayAfterReceiving(Passing):
-        async def extend_visibility(
-            self, receipts: Sequence[str], *, seconds: Sequence[int]
-        ) -> list[EntryOutcome]:
-            raise BusUnavailable("away")
-
-        async def delete_batch(self, receipts: Sequence[str]) -> list[EntryOutcome]:
-            raise BusUnavailable("away")
-
-    async def handle(event: GameEvent) -> None:
-        if event.event_id != "event-0":
-            await asyncio.Event().wait()
-
-    for number in range(5):
-        bus.queue.add(message(number))
-    async with bus.reading(handle, queue=AwayAfterReceiving(bus.queue)):
-        await bus.clock.settle()
-    assert len(bus.queue) == 5
-
-
-async def test_stopping_ends_an_idle_reader_at_once() -> None:
-    bus = Bus()
-    async with bus.reading():
-        await bus.clock.settle()
-        bus.stopping.set()
-        await bus.clock.settle()
-        assert bus.running is not None
-        assert bus.running.done()
-
-
-async def test_cancelling_the_reader_ends_it_and_deletes_nothing_more() -> None:
-    bus = Bus()
-
-    async def handle(event: GameEvent) -> None:
-        await asyncio.Event().wait()
-
-    bus.queue.add(message())
-    async with bus.reading(handle):
-        await bus.clock.settle()
-        assert bus.running is not None
-        bus.running.cancel()
-        await bus.clock.settle()
-        assert bus.running.cancelled()
-    assert len(bus.queue) == 1
-
-
-async def test_a_large_event_is_read_from_the_claim_store() -> None:
-    bus = Bus()
-    large = GameEvent(
-        event_id="large", event_type=events_pb2.WEATHER_CHANGED, source="s", payload=b"x" * 150_000
-    )
-    stored = stored_event(large)
-    assert bus.claims is not None
-    await bus.claims.put(stored.key, stored.content)
-    seen: list[GameEvent] = []
-
-    async def handle(event: GameEvent) -> None:
-        seen.append(event)
-
-    bus.queue.add(OutgoingMessage(encode_event(stored.pointer)))
-    async with bus.reading(handle):
-        await bus.clock.advance(1)
-    assert seen == [large]
-
-
-def forged(pointer: GameEvent, **changes: str) -> GameEvent:
-    copy = GameEvent.FromString(pointer.SerializeToString())
-    copy.event_id = changes.pop("event_id", copy.event_id)
-    copy.metadata.update(changes)
-    return copy
-
-
-async def test_a_pointer_to_something_else_is_poison() -> None:
-    bus = Bus()
-    stored = stored_event(
-        GameEvent(event_id="large", event_type=events_pb2.WEATHER_CHANGED, source="s")
-    )
-    not_an_event = stored_event(GameEvent(event_id="other"))
-    assert bus.claims is not None
-    await bus.claims.put(stored.key, stored.content)
-    await bus.claims.put(not_an_event.key, b"something else")
-    pointers = [
-        forged(stored.pointer, claim_sha256="../../secrets"),
-        forged(stored.pointer, claim_sha256="0" * 64),
-        forged(stored.pointer, event_id="another"),
-        not_an_event.pointer,
-    ]
-    for pointer in pointers:
-        bus.queue.add(OutgoingMessage(encode_event(pointer)))
-    async with bus.reading():
-        await bus.clock.advance(1)
-    assert bus.handled == []
-    reasons = [dead.attributes[ATTRIBUTE_REASON] for dead in bus.dead_letters.visible]
-    assert reasons == ["bad_claim"] * len(pointers)
-
-
-async def test_a_claim_that_cannot_be_read_now_comes_again() -> None:
-    bus = Bus()
-    stored = stored_event(
-        GameEvent(event_id="large", event_type=events_pb2.WEATHER_CHANGED, source="s")
-    )
-    bus.claims = None
-    bus.queue.add(OutgoingMessage(encode_event(stored.pointer)))
-    async with bus.reading():
-        await bus.clock.advance(1)
-    assert len(bus.dead_letters) == 0
-    assert len(bus.queue) == 1
