@@ -162,6 +162,19 @@ def journal(database: MemoryDatabase, limit: int = 5) -> BufferedJournal:
     return BufferedJournal(stores.journal, stores.drains, limit=limit)
 
 
+async def test_a_database_known_to_be_away_is_not_even_tried() -> None:
+    """One that is frozen would keep every round of the control loop waiting for its timeouts."""
+    database = MemoryDatabase(now=lambda: START)
+    stores = database.stores()
+    reachable = False
+    buffered = BufferedJournal(stores.journal, stores.drains, limit=5, reachable=lambda: reachable)
+    assert not await buffered.write(SaveDecision(record(1)))
+    assert database.decisions == {}
+    reachable = True
+    assert await buffered.flush()
+    assert len(database.decisions) == 1
+
+
 async def test_what_the_database_cannot_take_is_written_in_order_later() -> None:
     database = MemoryDatabase(now=lambda: START)
     buffered = journal(database, limit=50)
