@@ -57,6 +57,27 @@ class TestErrors:
             {"tier": "gold"},
         )
 
+    async def test_a_handler_without_memory_sends_its_caller_elsewhere(self) -> None:
+        async def starved(request: Any, context: Any) -> Any:
+            raise MemoryError
+
+        async def strange(request: Any, context: Any) -> Any:
+            raise TypeError(SECRET)
+
+        service = autoscaler_with(GetTier=starved, ListTiers=strange)
+        async with serve_for_test([service]) as (_, channel):
+            stub = autoscaler_stub(channel)
+            request = autoscaler_pb2.ListTiersRequest()
+            before = await failure_of(stub.ListTiers(request))
+            error = await failure_of(stub.GetTier(GOLD))
+            after = await failure_of(stub.ListTiers(request))
+        assert before.code() is grpc.StatusCode.INTERNAL
+        # What fails in ways of its own after that is no more a fault of ours.
+        for each in (error, after):
+            assert each.code() is grpc.StatusCode.UNAVAILABLE
+            assert reason_of(each) == "OUT_OF_MEMORY"
+            assert "RetryInfo" in details_of(each)
+
     async def test_refused_calls_are_freed_without_the_garbage_collector(self) -> None:
         """Otherwise a wave of refusals fills the memory until it comes by."""
 
