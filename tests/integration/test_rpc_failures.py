@@ -65,7 +65,13 @@ class TestErrors:
             raise TypeError(SECRET)
 
         service = autoscaler_with(GetTier=starved, ListTiers=strange)
-        async with serve_for_test([service]) as (_, channel):
+        async with (
+            serve_for_test([service]) as (server, _),
+            # It repeats nothing by itself, so that the first answer is seen at once.
+            grpc.aio.insecure_channel(
+                server.address, options=[("grpc.enable_retries", 0)]
+            ) as channel,
+        ):
             stub = autoscaler_stub(channel)
             request = autoscaler_pb2.ListTiersRequest()
             before = await failure_of(stub.ListTiers(request))
