@@ -59,6 +59,7 @@ async def started(answer: Answer) -> None:
 
 
 class TestReadersThatStall:
+    @pytest.mark.endurance
     async def test_a_stalled_watcher_is_dropped_and_others_see_every_change(
         self, tmp_path: Path
     ) -> None:
