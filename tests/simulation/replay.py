@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from fault_plan import plan_for
-from simulated_suite import simulate
+from seeded_run import simulate
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from memory_of_worlds import PlainEmbedder
-from simulated_hosts import CloudFront, ModelServers, ObservedGroups, ReportTaker
+from simulated_cloud_front import CloudFront, ObservedGroups
+from simulated_hosts import ModelServers, ReportTaker
 from virtual_network import Lost, Process, VirtualChannel, run_at_once
 
 from ai_router.adapters.collector_fleet import CollectorFleetSource

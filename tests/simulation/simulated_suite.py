@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
-import sys
 import uuid
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
-import structlog
 from fault_plan import (
     FAULTS_END,
     REPLICAS,
@@ -23,9 +18,8 @@ from fault_plan import (
     Fault,
     FaultKind,
     FaultPlan,
-    plan_for,
 )
-from invariants import ALL_INVARIANTS, Finding, Invariant
+from invariants import Finding, Invariant
 from memory_of_worlds import WorldEvents
 from player_requests import PlayerRequests
 from simulated_hosts import CLOUD, CloudCall, Fleet, SimulatedHost
@@ -38,7 +32,7 @@ from simulated_services import (
     Subscriber,
     WorldKeeper,
 )
-from virtual_loop import START, NodeClock, run_virtual
+from virtual_loop import START, NodeClock
 from virtual_network import Network, Process, WeatherReport
 
 from ai_router.config import AiRouterSettings
@@ -51,7 +45,7 @@ from autoscaler.testing.memory_stores import MemoryDatabase
 from fleetsim.instance_types import Market
 from servicekit.settings import load_settings
 
-__all__ = ["RunReport", "SimulatedSuite", "simulate"]
+__all__ = ["RunReport", "SimulatedSuite"]
 
 RUN_ENDS = FAULTS_END + 110.0
 _PLAYERS_SECONDS = 10.0
@@ -482,67 +476,3 @@ class SimulatedSuite:
         return RunReport(
             seed, digest.hexdigest(), tuple(self.findings), tuple(self._lines), self.counts
         )
-
-
-def simulate(
-    seed: int,
-    *,
-    invariants: Sequence[type[Invariant]] = ALL_INVARIANTS,
-    plan: FaultPlan | None = None,
-    verbose: bool = False,
-    stops_at_findings: bool = False,
-) -> RunReport:
-    """Run a seed, to its end or the first findings, and return what came of it."""
-
-    async def main() -> RunReport:
-        suite = SimulatedSuite(seed, plan or plan_for(seed), invariants)
-        with _logs_heard_by(suite, verbose=verbose):
-            await suite.run(stops_at_findings=stops_at_findings)
-        return suite.report(seed)
-
-    with _cheaper():
-        return run_virtual(main())
-
-
-@contextmanager
-def _cheaper() -> Iterator[None]:
-    """Leave out a third of a run's cost that decides nothing in it.
-
-    A decision's counterfactuals are told to operators only, and garbage of a run may wait for its
-    end.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        with patch("autoscaler.control_loop.counterfactuals", lambda *_: ()):
-            yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@contextmanager
-def _logs_heard_by(suite: SimulatedSuite, *, verbose: bool) -> Iterator[None]:
-    """Turn logged errors into findings, and with `verbose` every log line into a trace line."""
-
-    def hear(_: Any, method: str, event: MutableMapping[str, Any]) -> str:
-        name = event.pop("event")
-        error = event.pop("exc_info", None)
-        words = " ".join(f"{key}={value}" for key, value in sorted(event.items()))
-        if method in ("error", "exception"):
-            suite.logged_error(name, f"{words} {sys.exc_info()[1]!r}" if error else words)
-        else:
-            suite.trace(f"[{method}]", name, words)
-        raise structlog.DropEvent
-
-    before = structlog.get_config()
-    level = 10 if verbose else 40
-    structlog.configure(
-        processors=[hear],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        cache_logger_on_first_use=False,
-    )
-    try:
-        yield
-    finally:
-        structlog.configure(**before)

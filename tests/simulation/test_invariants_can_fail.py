@@ -16,7 +16,7 @@ import invariants as rules
 import pytest
 from fault_plan import FAULTS_END, Fault, FaultKind, FaultPlan
 from memory_of_worlds import WorldEvents
-from simulated_suite import simulate
+from seeded_run import simulate
 from virtual_network import WeatherReport
 
 from ai_router import router as router_module
