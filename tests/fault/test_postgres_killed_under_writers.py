@@ -14,6 +14,7 @@ import grpc.aio
 import pytest
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
 from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 from localsuite.postgres import EmbeddedPostgres
 
@@ -42,10 +43,14 @@ class Writer:
     """Records one event after the other, repeating each with its request id until it is taken."""
 
     def __init__(
-        self, number: int, running: RunningKnowledgeBase, world_id: str, progress: asyncio.Condition
+        self,
+        number: int,
+        stub: "pb_grpc.KnowledgeBaseServiceAsyncStub",
+        world_id: str,
+        progress: asyncio.Condition,
     ) -> None:
         self._number = number
-        self._running = running
+        self._stub = stub
         self._world_id = world_id
         self._progress = progress
         self.acknowledged: list[tuple[str, str]] = []  # text, event id
@@ -69,7 +74,7 @@ class Writer:
     async def _until_taken(self, request: pb.RecordEventsRequest) -> pb.RecordEventsResponse:
         while True:
             try:
-                return await self._running.stub.RecordEvents(request, timeout=CALL_TIMEOUT_SECONDS)
+                return await self._stub.RecordEvents(request, timeout=CALL_TIMEOUT_SECONDS)
             except grpc.aio.AioRpcError as error:
                 if error.code() not in RETRYABLE:
                     raise
@@ -80,12 +85,17 @@ async def test_no_acknowledged_write_is_lost_and_none_is_there_twice(
     durable_server: EmbeddedPostgres,
 ) -> None:
     durable_server.create_database("knowledge")
-    async with serve_knowledge_base(durable_server.url("knowledge")) as running:
+    async with (
+        serve_knowledge_base(durable_server.url("knowledge")) as running,
+        # Writers repeat by themselves here, so that each refusal is seen.
+        grpc.aio.insecure_channel(running.address, options=[("grpc.enable_retries", 0)]) as channel,
+    ):
+        stub = pb_grpc.KnowledgeBaseServiceStub(channel)
         world = await running.stub.CreateWorld(
             pb.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=20
         )
         progress = asyncio.Condition()
-        writers = [Writer(n, running, world.world.world_id, progress) for n in range(WRITERS)]
+        writers = [Writer(n, stub, world.world.world_id, progress) for n in range(WRITERS)]
         stopping = asyncio.Event()
         recoveries = []
 

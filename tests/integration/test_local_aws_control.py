@@ -46,7 +46,7 @@ class TestLocalControl:
         assert [event["kind"] for event in following] == ["instance-pending"]
 
     def test_costs_are_production_costs_and_survive_the_instance(self, aws: LocalAws) -> None:
-        tier = a_tier(desired=1)
+        tier = a_tier(desired=1, protected_from_scale_in=False)
         (name,) = seed_account(aws.endpoint, [tier])
         aws.pass_time(600)
         before = aws.local("GET", "costs")["tiers"][tier.tier]

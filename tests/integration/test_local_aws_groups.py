@@ -237,7 +237,8 @@ class TestLaunchTemplates:
 def test_many_clients_at_once_leave_one_consistent_group() -> None:
     region = Region(seed=3, time_compression=200.0)
     with LocalAwsServer(region) as server:
-        (name,) = seed_account(server.endpoint, [a_tier(max_size=20)])
+        tier = a_tier(max_size=20, protected_from_scale_in=False)
+        (name,) = seed_account(server.endpoint, [tier])
 
         def work(worker: int) -> None:
             autoscaling = boto_client("autoscaling", server.endpoint)

@@ -80,7 +80,8 @@ class TestInstancesInTime:
         assert member["LifecycleState"] == "InService"
 
     def test_a_protected_instance_is_spared_by_scale_in(self, aws: LocalAws) -> None:
-        (name,) = seed_account(aws.endpoint, [a_tier(desired=2)])
+        tier = a_tier(desired=2, protected_from_scale_in=False)
+        (name,) = seed_account(aws.endpoint, [tier])
         aws.pass_time(600)
         autoscaling = aws.client("autoscaling")
         kept = aws.group(name)["Instances"][0]["InstanceId"]

@@ -64,6 +64,8 @@ _LEAST_SECONDS = {
     "AUTOSCALER_UNRESPONSIVE_GRACE_SECONDS": 2.0,
     # It averages over requests, whose pace is real: Bronze ones alone run for half a minute.
     "AUTOSCALER_LEARNING_SECONDS": 20.0,
+    # A server is drained until its answers are whole, and those keep their pace too.
+    "AUTOSCALER_DRAIN_DEADLINE_SECONDS": 15.0,
     "AUTOSCALER_SMOOTHING_SECONDS": 1.0,
     "AUTOSCALER_TREND_SECONDS": 1.0,
 }

@@ -84,8 +84,7 @@ def _ensure_group(autoscaling: Any, name: str, tier: TierCapacity, zones: Sequen
         "MinSize": tier.min_size,
         "MaxSize": tier.max_size,
         "AvailabilityZones": list(zones),
-        # A smaller size alone never ends a server: the autoscaler drains it and ends it by id.
-        "NewInstancesProtectedFromScaleIn": True,
+        "NewInstancesProtectedFromScaleIn": tier.protected_from_scale_in,
         "MixedInstancesPolicy": {
             "LaunchTemplate": {
                 "LaunchTemplateSpecification": {

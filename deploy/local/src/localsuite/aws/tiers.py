@@ -26,6 +26,8 @@ class TierCapacity:
     desired_capacity: int
     on_demand_base_capacity: int = 0
     on_demand_percentage_above_base: int = 100
+    # A smaller size alone then ends no server: the autoscaler drains it and ends it by id.
+    protected_from_scale_in: bool = True
 
 
 DEFAULT_TIERS = (
