@@ -79,10 +79,12 @@ run: setup ## start the whole suite here and play an evening (ARGS="--once --pla
 
 .PHONY: test
 test: setup grpcurl ## run all tests; prints what was skipped and why
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@# Two at a time: most of them wait for processes of their own. Files stay whole, so that what
+	@# a file's tests share is made once.
+	@$(BIN)/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 .PHONY: endurance
-endurance: setup ## run the long fault, attack, simulation and fuzz tests (about 20 minutes)
+endurance: setup ## run the long fault, attack, simulation and fuzz tests, one at a time
 	@$(BIN)/pytest -m endurance $(PYTEST_ARGS)
 
 .PHONY: isolated
