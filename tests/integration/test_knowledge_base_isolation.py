@@ -120,7 +120,9 @@ async def test_a_query_without_a_predicate_sees_the_named_world_only(
         assert other in {str(row["world_id"]) for row in rows}, table
 
 
-@pytest.mark.parametrize("world", [None, "", str(uuid.uuid4())])
+@pytest.mark.parametrize(
+    "world", [None, "", str(uuid.uuid4())], ids=["unset", "empty", "one that is not there"]
+)
 async def test_without_a_world_nothing_is_seen(
     running: RunningKnowledgeBase, service: asyncpg.Connection, world: str | None
 ) -> None:
