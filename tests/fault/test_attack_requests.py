@@ -18,7 +18,7 @@ from service_processes import collector_process, router_process, service_process
 
 from gaming.ai_router.v1 import ai_router_pb2
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2
+from gaming.knowledge_base.v1 import story_pb2, worlds_pb2
 from knowledge_base.testing import service_url
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -145,7 +145,7 @@ async def test_what_a_story_cannot_hold_is_refused_and_changes_nothing(
     directory = tmp_path_factory.mktemp("knowledge_base")
 
     def create_world(name: str) -> bytes:
-        return knowledge_base_pb2.CreateWorldRequest(
+        return worlds_pb2.CreateWorldRequest(
             name=name, request_id=str(uuid.uuid4())
         ).SerializeToString()
 
@@ -161,13 +161,13 @@ async def test_what_a_story_cannot_hold_is_refused_and_changes_nothing(
     ):
         made = await attacker.call(KNOWLEDGE_BASE + "CreateWorld", create_world("Emberfall"))
         assert made.status == 0
-        world = knowledge_base_pb2.CreateWorldResponse.FromString(bytes(made.body[5:])).world
+        world = worlds_pb2.CreateWorldResponse.FromString(bytes(made.body[5:])).world
 
         def record(text: str) -> bytes:
-            return knowledge_base_pb2.RecordEventsRequest(
+            return story_pb2.RecordEventsRequest(
                 world_id=world.world_id,
                 request_id=str(uuid.uuid4()),
-                events=[knowledge_base_pb2.StoryEvent(text=text)],
+                events=[story_pb2.StoryEvent(text=text)],
             ).SerializeToString()
 
         broken_text = record("The bell rang twice.").replace(b"bell", b"b\xff\xfel")
@@ -185,5 +185,5 @@ async def test_what_a_story_cannot_hold_is_refused_and_changes_nothing(
             assert answer.status == expected, answer.everything
             assert not PYTHON_TEXT.search(answer.everything), answer.everything
         listed = await attacker.call(KNOWLEDGE_BASE + "ListWorlds")
-        worlds = knowledge_base_pb2.ListWorldsResponse.FromString(bytes(listed.body[5:])).worlds
+        worlds = worlds_pb2.ListWorldsResponse.FromString(bytes(listed.body[5:])).worlds
         assert [(each.name, each.event_count) for each in worlds] == [("Emberfall", 0)]

@@ -38,8 +38,7 @@ from autoscaler.domain.tiers import Tier
 from autoscaler.testing.outside import Asked
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from gaming.common.v1 import tier_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
-from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, story_pb2, worlds_pb2
 from knowledge_base.testing import failure_of, service_url
 from localsuite.postgres import EmbeddedPostgres
 
@@ -120,8 +119,8 @@ def plain_channel(address: str) -> grpc.aio.Channel:
 def story_writer(stub: Any, world_id: str) -> Write:
     async def write(text: str, request_id: str) -> str:
         recorded = await stub.RecordEvents(
-            pb.RecordEventsRequest(
-                world_id=world_id, events=[pb.StoryEvent(text=text)], request_id=request_id
+            story_pb2.RecordEventsRequest(
+                world_id=world_id, events=[story_pb2.StoryEvent(text=text)], request_id=request_id
             ),
             timeout=CALL_SECONDS,
         )
@@ -183,7 +182,7 @@ async def test_nothing_acknowledged_is_lost_nothing_is_done_twice_and_its_return
         replica = await world.spawn("first")
         await until_leader(replica, "first")
         created = await stub.CreateWorld(
-            pb.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=20
+            worlds_pb2.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=20
         )
         stories = Writers("knowledge_base", story_writer(stub, created.world.world_id))
         channel = await stack.enter_async_context(plain_channel(replica.address))

@@ -32,7 +32,7 @@ from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from gaming.common.v1 import tier_pb2
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
-from gaming.knowledge_base.v1 import knowledge_base_pb2, knowledge_base_pb2_grpc
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, lore_pb2, story_pb2, worlds_pb2
 from localsuite.supervision.backoff import RestartPolicy
 from localsuite.timing import Evening
 
@@ -69,7 +69,7 @@ async def ask_collector(channel: grpc.aio.Channel) -> None:
 
 async def ask_knowledge_base(channel: grpc.aio.Channel) -> None:
     stub = knowledge_base_pb2_grpc.KnowledgeBaseServiceStub(channel)
-    await stub.Search(knowledge_base_pb2.SearchRequest(query="lending", limit=1), timeout=2)
+    await stub.Search(lore_pb2.SearchRequest(query="lending", limit=1), timeout=2)
 
 
 QUESTIONS: dict[str, Question] = {
@@ -210,7 +210,7 @@ class Probes:
             token = ""
             while True:
                 page = await stub.ListEvents(
-                    knowledge_base_pb2.ListEventsRequest(
+                    story_pb2.ListEventsRequest(
                         world_id=self.world_id, page_size=500, page_token=token
                     ),
                     timeout=10,
@@ -224,15 +224,15 @@ class Probes:
     async def _record(self, stub: Any, text: str, request_id: str) -> None:
         if not self.world_id:
             created = await stub.CreateWorld(
-                knowledge_base_pb2.CreateWorldRequest(name="Chronicle", request_id=request_id),
+                worlds_pb2.CreateWorldRequest(name="Chronicle", request_id=request_id),
                 timeout=5,
             )
             self.world_id = created.world.world_id
             request_id = str(uuid.uuid4())
         await stub.RecordEvents(
-            knowledge_base_pb2.RecordEventsRequest(
+            story_pb2.RecordEventsRequest(
                 world_id=self.world_id,
-                events=[knowledge_base_pb2.StoryEvent(text=text)],
+                events=[story_pb2.StoryEvent(text=text)],
                 request_id=request_id,
             ),
             timeout=5,

@@ -18,8 +18,7 @@ import psutil
 import pytest
 from service_processes import ServiceProcess, service_process
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
-from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, story_pb2, worlds_pb2
 from knowledge_base.testing import service_url
 
 pytestmark = pytest.mark.endurance
@@ -40,10 +39,10 @@ def limit_memory(service: ServiceProcess) -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
 
 
-def request(world_id: str, texts: list[str]) -> pb.RecordEventsRequest:
-    return pb.RecordEventsRequest(
+def request(world_id: str, texts: list[str]) -> story_pb2.RecordEventsRequest:
+    return story_pb2.RecordEventsRequest(
         world_id=world_id,
-        events=[pb.StoryEvent(text=text) for text in texts],
+        events=[story_pb2.StoryEvent(text=text) for text in texts],
         request_id=str(uuid.uuid4()),
     )
 
@@ -53,7 +52,7 @@ async def ended(service: ServiceProcess, stub: Any, world_id: str) -> str:
     unanswered = 0
     while service.process.returncode is None:
         try:
-            await stub.GetWorld(pb.GetWorldRequest(world_id=world_id), timeout=1.0)
+            await stub.GetWorld(worlds_pb2.GetWorldRequest(world_id=world_id), timeout=1.0)
             unanswered = 0
         except grpc.aio.AioRpcError:
             unanswered += 1
@@ -125,7 +124,7 @@ async def test_a_worker_out_of_memory_ends_and_the_other_takes_its_calls(
         worker(postgres_database, tmp_path / "healthy.log") as (healthy, healthy_stub),
     ):
         created = await healthy_stub.CreateWorld(
-            pb.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=20
+            worlds_pb2.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=20
         )
         world_id = created.world.world_id
         chronicle = Chronicle(world_id, (starved_stub, healthy_stub))

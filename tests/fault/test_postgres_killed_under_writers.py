@@ -13,8 +13,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
+from gaming.knowledge_base.v1 import story_pb2, worlds_pb2
 from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 from localsuite.postgres import EmbeddedPostgres
 
@@ -60,9 +60,9 @@ class Writer:
         count = 0
         while not stopping.is_set():
             text = f"writer {self._number} event {count}"
-            request = pb.RecordEventsRequest(
+            request = story_pb2.RecordEventsRequest(
                 world_id=self._world_id,
-                events=[pb.StoryEvent(text=text)],
+                events=[story_pb2.StoryEvent(text=text)],
                 request_id=str(uuid.uuid4()),
             )
             (event,) = (await self._until_taken(request)).events
@@ -71,7 +71,9 @@ class Writer:
             async with self._progress:
                 self._progress.notify_all()
 
-    async def _until_taken(self, request: pb.RecordEventsRequest) -> pb.RecordEventsResponse:
+    async def _until_taken(
+        self, request: story_pb2.RecordEventsRequest
+    ) -> story_pb2.RecordEventsResponse:
         while True:
             try:
                 return await self._stub.RecordEvents(request, timeout=CALL_TIMEOUT_SECONDS)
@@ -92,7 +94,7 @@ async def test_no_acknowledged_write_is_lost_and_none_is_there_twice(
     ):
         stub = pb_grpc.KnowledgeBaseServiceStub(channel)
         world = await running.stub.CreateWorld(
-            pb.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=20
+            worlds_pb2.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=20
         )
         progress = asyncio.Condition()
         writers = [Writer(n, stub, world.world.world_id, progress) for n in range(WRITERS)]
@@ -126,17 +128,18 @@ async def test_no_acknowledged_write_is_lost_and_none_is_there_twice(
         assert len(stored) == len(acknowledged)  # each call was repeated until it was answered
         assert max(recoveries) < RECOVERY_SECONDS, recoveries
         got = await running.stub.GetWorld(
-            pb.GetWorldRequest(world_id=world.world.world_id), timeout=20
+            worlds_pb2.GetWorldRequest(world_id=world.world.world_id), timeout=20
         )
         assert got.world.event_count == len(stored)
 
 
-async def _all_events(running: RunningKnowledgeBase, world_id: str) -> list[pb.StoryEvent]:
-    events: list[pb.StoryEvent] = []
+async def _all_events(running: RunningKnowledgeBase, world_id: str) -> list[story_pb2.StoryEvent]:
+    events: list[story_pb2.StoryEvent] = []
     token = ""
     while True:
         page = await running.stub.ListEvents(
-            pb.ListEventsRequest(world_id=world_id, page_size=1000, page_token=token), timeout=20
+            story_pb2.ListEventsRequest(world_id=world_id, page_size=1000, page_token=token),
+            timeout=20,
         )
         events += page.events
         token = page.next_page_token

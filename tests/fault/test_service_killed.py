@@ -22,7 +22,7 @@ from gaming.ai_router.v1 import ai_router_pb2
 from gaming.autoscaler.v1 import autoscaler_pb2
 from gaming.common.v1 import tier_pb2
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2
+from gaming.knowledge_base.v1 import lore_pb2, story_pb2
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -127,7 +127,7 @@ async def ask_autoscaler(client: GamekeeperClient) -> None:
 
 async def ask_knowledge_base(client: GamekeeperClient) -> None:
     answer = await client.knowledge_base.Search(
-        knowledge_base_pb2.SearchRequest(query="what may be lent", limit=1), timeout=5
+        lore_pb2.SearchRequest(query="what may be lent", limit=1), timeout=5
     )
     assert answer.results
 
@@ -182,9 +182,9 @@ async def test_what_was_remembered_survives_the_death_of_the_database(suite: Run
         await answered_within(60, client, "knowledge_base")
         world = await client.ensure_world(f"Survivors {uuid.uuid4()}")
         recorded = await client.knowledge_base.RecordEvents(
-            knowledge_base_pb2.RecordEventsRequest(
+            story_pb2.RecordEventsRequest(
                 world_id=world.world_id,
-                events=[knowledge_base_pb2.StoryEvent(text="The bell rang twice.")],
+                events=[story_pb2.StoryEvent(text="The bell rang twice.")],
                 request_id=str(uuid.uuid4()),
             ),
             timeout=10,
@@ -195,7 +195,7 @@ async def test_what_was_remembered_survives_the_death_of_the_database(suite: Run
             while True:
                 try:
                     events = await client.knowledge_base.ListEvents(
-                        knowledge_base_pb2.ListEventsRequest(world_id=world.world_id), timeout=5
+                        story_pb2.ListEventsRequest(world_id=world.world_id), timeout=5
                     )
                     break
                 except grpc.aio.AioRpcError:

@@ -19,7 +19,14 @@ from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from gaming.common.v1 import tier_pb2
 from gaming.events.events_pb2 import WEATHER_CHANGED
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc
-from gaming.knowledge_base.v1 import knowledge_base_pb2, knowledge_base_pb2_grpc
+from gaming.knowledge_base.v1 import (
+    knowledge_base_pb2,
+    knowledge_base_pb2_grpc,
+    lore_pb2,
+    story_pb2,
+    subscriptions_pb2,
+    worlds_pb2,
+)
 from servicekit.errors import NotFound, ResourceExhausted
 from servicekit.server import ServiceRegistration
 from servicekit.testing import serve_for_test
@@ -147,68 +154,64 @@ class Collector(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
 class KnowledgeBase(knowledge_base_pb2_grpc.KnowledgeBaseServiceServicer):
     async def IngestDocuments(
         self, request_iterator: AsyncIterator[Any], context: Any
-    ) -> AsyncIterator[knowledge_base_pb2.IngestDocumentsResponse]:
+    ) -> AsyncIterator[lore_pb2.IngestDocumentsResponse]:
         stored = 0
         async for request in request_iterator:
             if request.HasField("document"):
                 stored += 1
-                yield knowledge_base_pb2.IngestDocumentsResponse(
-                    document=knowledge_base_pb2.IngestedDocument(
+                yield lore_pb2.IngestDocumentsResponse(
+                    document=lore_pb2.IngestedDocument(
                         path=request.document.path,
-                        state=knowledge_base_pb2.INGEST_STATE_STORED,
+                        state=lore_pb2.INGEST_STATE_STORED,
                         chunks=3,
                     )
                 )
-        yield knowledge_base_pb2.IngestDocumentsResponse(
-            summary=knowledge_base_pb2.IngestSummary(stored_documents=stored)
+        yield lore_pb2.IngestDocumentsResponse(
+            summary=lore_pb2.IngestSummary(stored_documents=stored)
         )
 
-    async def Search(self, request: Any, context: Any) -> knowledge_base_pb2.SearchResponse:
-        citation = knowledge_base_pb2.Citation(
+    async def Search(self, request: Any, context: Any) -> lore_pb2.SearchResponse:
+        citation = lore_pb2.Citation(
             path="ferries.md", heading_path=["Ferries", "Who keeps them"], start_line=4, end_line=9
         )
-        return knowledge_base_pb2.SearchResponse(
+        return lore_pb2.SearchResponse(
             results=[
-                knowledge_base_pb2.SearchResult(
-                    text="Mara keeps the ferry.", citation=citation, score=0.9
-                )
+                lore_pb2.SearchResult(text="Mara keeps the ferry.", citation=citation, score=0.9)
             ]
         )
 
     async def GetWorld(
-        self, request: knowledge_base_pb2.GetWorldRequest, context: Any
-    ) -> knowledge_base_pb2.GetWorldResponse:
+        self, request: worlds_pb2.GetWorldRequest, context: Any
+    ) -> worlds_pb2.GetWorldResponse:
         if request.name != "Hollowmere":
             raise NotFound(f"there is no world named {request.name!r}")
-        return knowledge_base_pb2.GetWorldResponse(
-            world=knowledge_base_pb2.World(world_id=WORLD_ID, name="Hollowmere")
+        return worlds_pb2.GetWorldResponse(
+            world=worlds_pb2.World(world_id=WORLD_ID, name="Hollowmere")
         )
 
     async def Recall(
-        self, request: knowledge_base_pb2.RecallRequest, context: Any
-    ) -> knowledge_base_pb2.RecallResponse:
+        self, request: story_pb2.RecallRequest, context: Any
+    ) -> story_pb2.RecallResponse:
         assert request.world_id == WORLD_ID
-        event = knowledge_base_pb2.StoryEvent(text="Mara lent her name.", kind="oath")
-        return knowledge_base_pb2.RecallResponse(
-            events=[knowledge_base_pb2.RecalledEvent(event=event, score=0.8)]
-        )
+        event = story_pb2.StoryEvent(text="Mara lent her name.", kind="oath")
+        return story_pb2.RecallResponse(events=[story_pb2.RecalledEvent(event=event, score=0.8)])
 
     async def SetEventSubscription(
-        self, request: knowledge_base_pb2.SetEventSubscriptionRequest, context: Any
-    ) -> knowledge_base_pb2.SetEventSubscriptionResponse:
+        self, request: subscriptions_pb2.SetEventSubscriptionRequest, context: Any
+    ) -> subscriptions_pb2.SetEventSubscriptionResponse:
         assert request.world_id == WORLD_ID
-        return knowledge_base_pb2.SetEventSubscriptionResponse(subscription=request.subscription)
+        return subscriptions_pb2.SetEventSubscriptionResponse(subscription=request.subscription)
 
     async def GetEventSubscription(
         self, request: Any, context: Any
-    ) -> knowledge_base_pb2.GetEventSubscriptionResponse:
-        return knowledge_base_pb2.GetEventSubscriptionResponse()
+    ) -> subscriptions_pb2.GetEventSubscriptionResponse:
+        return subscriptions_pb2.GetEventSubscriptionResponse()
 
     async def DeleteEventSubscription(
         self, request: Any, context: Any
-    ) -> knowledge_base_pb2.DeleteEventSubscriptionResponse:
-        subscription = knowledge_base_pb2.EventSubscription(event_types=[WEATHER_CHANGED])
-        return knowledge_base_pb2.DeleteEventSubscriptionResponse(subscription=subscription)
+    ) -> subscriptions_pb2.DeleteEventSubscriptionResponse:
+        subscription = subscriptions_pb2.EventSubscription(event_types=[WEATHER_CHANGED])
+        return subscriptions_pb2.DeleteEventSubscriptionResponse(subscription=subscription)
 
 
 class Suite:

@@ -23,7 +23,12 @@ from autoscaler.testing.running import quick_environment
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from gaming.common.v1 import tier_pb2
 from gaming.events import events_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2, knowledge_base_pb2_grpc
+from gaming.knowledge_base.v1 import (
+    knowledge_base_pb2_grpc,
+    story_pb2,
+    subscriptions_pb2,
+    worlds_pb2,
+)
 from knowledge_base.testing import service_url
 from localsuite.aws.account import seed_account
 from localsuite.aws.event_bus import (
@@ -226,15 +231,15 @@ async def test_the_knowledge_base_hears_the_world_raw_and_tells_of_memories(
     async with process("knowledge_base", environ, tmp_path / "log") as channel:
         stub = knowledge_base_pb2_grpc.KnowledgeBaseServiceStub(channel)
         made = await stub.CreateWorld(
-            knowledge_base_pb2.CreateWorldRequest(name="w", request_id=str(uuid.uuid4())),
+            worlds_pb2.CreateWorldRequest(name="w", request_id=str(uuid.uuid4())),
             timeout=START_SECONDS,
             wait_for_ready=True,
         )
         world_id = made.world.world_id
         await stub.SetEventSubscription(
-            knowledge_base_pb2.SetEventSubscriptionRequest(
+            subscriptions_pb2.SetEventSubscriptionRequest(
                 world_id=world_id,
-                subscription=knowledge_base_pb2.EventSubscription(
+                subscription=subscriptions_pb2.EventSubscription(
                     event_types=[events_pb2.WEATHER_CHANGED]
                 ),
                 request_id=str(uuid.uuid4()),
@@ -260,9 +265,7 @@ async def test_the_knowledge_base_hears_the_world_raw_and_tells_of_memories(
         recorded = events_pb2.StoryEventRecordedEvent.FromString(event.payload)
         assert (recorded.world_id, recorded.kind) == (world_id, "weather")
         assert recorded.cause_event_id == event_id
-        listed = await stub.ListEvents(
-            knowledge_base_pb2.ListEventsRequest(world_id=world_id), timeout=20
-        )
+        listed = await stub.ListEvents(story_pb2.ListEventsRequest(world_id=world_id), timeout=20)
         assert [each.text for each in listed.events] == ["The weather turned from clear to storm."]
         assert listed.events[0].event_id == recorded.story_event_id
 
@@ -281,15 +284,15 @@ async def test_a_bus_that_is_away_stops_no_service(postgres_database: str, tmp_p
     async with process("knowledge_base", environ, log) as channel:
         stub = knowledge_base_pb2_grpc.KnowledgeBaseServiceStub(channel)
         made = await stub.CreateWorld(
-            knowledge_base_pb2.CreateWorldRequest(name="w", request_id=str(uuid.uuid4())),
+            worlds_pb2.CreateWorldRequest(name="w", request_id=str(uuid.uuid4())),
             timeout=START_SECONDS,
             wait_for_ready=True,
         )
         await until(lambda: asyncio.to_thread(lambda: "receive_failed" in log.read_text()))
         recorded = await stub.RecordEvents(
-            knowledge_base_pb2.RecordEventsRequest(
+            story_pb2.RecordEventsRequest(
                 world_id=made.world.world_id,
-                events=[knowledge_base_pb2.StoryEvent(text="Mira came home.")],
+                events=[story_pb2.StoryEvent(text="Mira came home.")],
                 request_id=str(uuid.uuid4()),
             ),
             timeout=20,
@@ -335,15 +338,15 @@ async def test_each_event_is_remembered_and_told_once_however_often_the_service_
             stub = knowledge_base_pb2_grpc.KnowledgeBaseServiceStub(channel)
             if not world_id:
                 made = await stub.CreateWorld(
-                    knowledge_base_pb2.CreateWorldRequest(name="w", request_id=str(uuid.uuid4())),
+                    worlds_pb2.CreateWorldRequest(name="w", request_id=str(uuid.uuid4())),
                     timeout=START_SECONDS,
                     wait_for_ready=True,
                 )
                 world_id = made.world.world_id
                 await stub.SetEventSubscription(
-                    knowledge_base_pb2.SetEventSubscriptionRequest(
+                    subscriptions_pb2.SetEventSubscriptionRequest(
                         world_id=world_id,
-                        subscription=knowledge_base_pb2.EventSubscription(
+                        subscription=subscriptions_pb2.EventSubscription(
                             event_types=[events_pb2.WEATHER_CHANGED]
                         ),
                         request_id=str(uuid.uuid4()),
@@ -357,7 +360,7 @@ async def test_each_event_is_remembered_and_told_once_however_often_the_service_
             await until(hear_what_is_told, seconds=90)
             if last:
                 listed = await stub.ListEvents(
-                    knowledge_base_pb2.ListEventsRequest(world_id=world_id, page_size=200),
+                    story_pb2.ListEventsRequest(world_id=world_id, page_size=200),
                     timeout=START_SECONDS,
                     wait_for_ready=True,
                 )

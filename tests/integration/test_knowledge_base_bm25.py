@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import lore_pb2, story_pb2, worlds_pb2
 from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 
 TIMEOUT_SECONDS = 20
@@ -40,10 +40,12 @@ def skewed_words(rng: random.Random, count: int) -> list[str]:
 async def ingest_as_chunks(running: RunningKnowledgeBase, corpus: list[list[str]]) -> None:
     """Stores one document of one chunk each; the file's name is the document's number."""
     requests = [
-        pb.IngestDocumentsRequest(begin=pb.IngestBegin(collection="lore", remove_missing=True)),
+        lore_pb2.IngestDocumentsRequest(
+            begin=lore_pb2.IngestBegin(collection="lore", remove_missing=True)
+        ),
         *(
-            pb.IngestDocumentsRequest(
-                document=pb.IngestDocument(path=str(number), content=" ".join(words).encode())
+            lore_pb2.IngestDocumentsRequest(
+                document=lore_pb2.IngestDocument(path=str(number), content=" ".join(words).encode())
             )
             for number, words in enumerate(corpus)
         ),
@@ -64,7 +66,9 @@ async def test_the_first_ten_are_those_of_the_reference(postgres_database: str, 
             expected = reference_ranking(corpus, query)
             best = sorted(range(len(corpus)), key=lambda n: -expected[n])[:10]
             response = await running.stub.Search(
-                pb.SearchRequest(query=" ".join(query), limit=10, mode=pb.SEARCH_MODE_KEYWORD),
+                lore_pb2.SearchRequest(
+                    query=" ".join(query), limit=10, mode=lore_pb2.SEARCH_MODE_KEYWORD
+                ),
                 timeout=TIMEOUT_SECONDS,
             )
             found = [int(result.citation.path) for result in response.results]
@@ -89,15 +93,15 @@ async def test_a_worlds_events_are_scored_in_their_world_alone(postgres_database
         worlds: list[str] = []
         for texts in (noise, corpus):
             world = await running.stub.CreateWorld(
-                pb.CreateWorldRequest(name=str(len(worlds)), request_id=str(uuid.uuid4())),
+                worlds_pb2.CreateWorldRequest(name=str(len(worlds)), request_id=str(uuid.uuid4())),
                 timeout=TIMEOUT_SECONDS,
             )
             worlds.append(world.world.world_id)
             await running.stub.RecordEvents(
-                pb.RecordEventsRequest(
+                story_pb2.RecordEventsRequest(
                     world_id=worlds[-1],
                     request_id=str(uuid.uuid4()),
-                    events=[pb.StoryEvent(text=" ".join(words)) for words in texts],
+                    events=[story_pb2.StoryEvent(text=" ".join(words)) for words in texts],
                 ),
                 timeout=TIMEOUT_SECONDS,
             )
@@ -107,7 +111,7 @@ async def test_a_worlds_events_are_scored_in_their_world_alone(postgres_database
             bound = sum(math.log(1 + (100 - n + 0.5) / (n + 0.5)) for n in counts)
             expected = sorted(reference_ranking(corpus, query), reverse=True)[:10]
             response = await running.stub.Recall(
-                pb.RecallRequest(world_id=worlds[1], query=" ".join(query), limit=10),
+                story_pb2.RecallRequest(world_id=worlds[1], query=" ".join(query), limit=10),
                 timeout=TIMEOUT_SECONDS,
             )
             found = [recalled.relevance for recalled in response.events]

@@ -10,7 +10,7 @@ import grpc.aio
 import pytest
 
 from gaming.events import events_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import story_pb2, subscriptions_pb2, worlds_pb2
 from knowledge_base.adapters.schema import SCHEMA
 from knowledge_base.testing import (
     HashEmbedder,
@@ -48,7 +48,7 @@ def new_id() -> str:
 
 
 async def create_world(running: RunningKnowledgeBase, name: str) -> str:
-    request = pb.CreateWorldRequest(name=name, request_id=new_id())
+    request = worlds_pb2.CreateWorldRequest(name=name, request_id=new_id())
     return (await running.stub.CreateWorld(request, timeout=TIMEOUT_SECONDS)).world.world_id
 
 
@@ -58,18 +58,18 @@ async def subscribe(
     types: list[events_pb2.EventType.ValueType],
     *sources: str,
     request_id: str = "",
-) -> pb.EventSubscription:
-    request = pb.SetEventSubscriptionRequest(
+) -> subscriptions_pb2.EventSubscription:
+    request = subscriptions_pb2.SetEventSubscriptionRequest(
         world_id=world_id,
-        subscription=pb.EventSubscription(event_types=types, sources=sources),
+        subscription=subscriptions_pb2.EventSubscription(event_types=types, sources=sources),
         request_id=request_id or new_id(),
     )
     response = await running.stub.SetEventSubscription(request, timeout=TIMEOUT_SECONDS)
     return response.subscription
 
 
-async def memories(running: RunningKnowledgeBase, world_id: str) -> list[pb.StoryEvent]:
-    request = pb.ListEventsRequest(world_id=world_id)
+async def memories(running: RunningKnowledgeBase, world_id: str) -> list[story_pb2.StoryEvent]:
+    request = story_pb2.ListEventsRequest(world_id=world_id)
     return list((await running.stub.ListEvents(request, timeout=TIMEOUT_SECONDS)).events)
 
 
@@ -119,7 +119,8 @@ async def test_a_world_remembers_what_it_takes_and_finds_it_again(
     assert (memory.kind, memory.occur_time.ToMilliseconds()) == ("weather", event.timestamp)
     assert await memories(running, other) == []
     recalled = await running.stub.Recall(
-        pb.RecallRequest(world_id=taking, query="was there a storm?"), timeout=TIMEOUT_SECONDS
+        story_pb2.RecallRequest(world_id=taking, query="was there a storm?"),
+        timeout=TIMEOUT_SECONDS,
     )
     assert [found.event.event_id for found in recalled.events] == [memory.event_id]
 
@@ -184,9 +185,9 @@ async def test_a_callers_request_with_the_events_id_meets_no_request_of_ours(
     await subscribe(running, world, WEATHER)
     event = storm()
     await running.stub.RecordEvents(
-        pb.RecordEventsRequest(
+        story_pb2.RecordEventsRequest(
             world_id=world,
-            events=[pb.StoryEvent(text="Mira saw the storm come.")],
+            events=[story_pb2.StoryEvent(text="Mira saw the storm come.")],
             request_id=event.event_id,
         ),
         timeout=TIMEOUT_SECONDS,
@@ -200,9 +201,12 @@ async def test_what_is_recorded_is_announced_once_with_its_cause_and_without_its
 ) -> None:
     world = await create_world(running, "world")
     await subscribe(running, world, WEATHER)
-    request = pb.RecordEventsRequest(
+    request = story_pb2.RecordEventsRequest(
         world_id=world,
-        events=[pb.StoryEvent(text="Mira stole the bell.", kind="theft"), pb.StoryEvent(text="x")],
+        events=[
+            story_pb2.StoryEvent(text="Mira stole the bell.", kind="theft"),
+            story_pb2.StoryEvent(text="x"),
+        ],
         request_id=new_id(),
     )
     for _ in range(2):  # the second is a repeat
@@ -226,8 +230,8 @@ async def test_what_is_recorded_is_announced_once_with_its_cause_and_without_its
 async def test_a_refused_recording_announces_nothing(running: RunningKnowledgeBase) -> None:
     with pytest.raises(grpc.aio.AioRpcError):
         await running.stub.RecordEvents(
-            pb.RecordEventsRequest(
-                world_id=new_id(), events=[pb.StoryEvent(text="x")], request_id=new_id()
+            story_pb2.RecordEventsRequest(
+                world_id=new_id(), events=[story_pb2.StoryEvent(text="x")], request_id=new_id()
             ),
             timeout=TIMEOUT_SECONDS,
         )
@@ -239,8 +243,8 @@ async def test_a_subscription_is_set_shown_replaced_and_ended(
 ) -> None:
     world = await create_world(running, "world")
 
-    async def shown() -> pb.GetEventSubscriptionResponse:
-        request = pb.GetEventSubscriptionRequest(world_id=world)
+    async def shown() -> subscriptions_pb2.GetEventSubscriptionResponse:
+        request = subscriptions_pb2.GetEventSubscriptionRequest(world_id=world)
         return await running.stub.GetEventSubscription(request, timeout=TIMEOUT_SECONDS)
 
     assert not (await shown()).HasField("subscription")
@@ -252,7 +256,7 @@ async def test_a_subscription_is_set_shown_replaced_and_ended(
     # A repeat of the first request changes nothing and answers as it did.
     assert await subscribe(running, world, WEATHER, "a", "b", request_id=first_request) == first
     assert (await shown()).subscription == second
-    end = pb.DeleteEventSubscriptionRequest(world_id=world, request_id=ending)
+    end = subscriptions_pb2.DeleteEventSubscriptionRequest(world_id=world, request_id=ending)
     for _ in range(2):
         ended = await running.stub.DeleteEventSubscription(end, timeout=TIMEOUT_SECONDS)
         assert ended.subscription == second

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import concepts_pb2, worlds_pb2
 from knowledge_base.testing import (
     RunningKnowledgeBase,
     failure_of,
@@ -31,22 +31,22 @@ async def world(running: RunningKnowledgeBase) -> str:
 
 
 async def new_world(running: RunningKnowledgeBase, name: str) -> str:
-    request = pb.CreateWorldRequest(name=name, request_id=str(uuid.uuid4()))
+    request = worlds_pb2.CreateWorldRequest(name=name, request_id=str(uuid.uuid4()))
     return (await running.stub.CreateWorld(request, timeout=TIMEOUT_SECONDS)).world.world_id
 
 
 async def put(
     running: RunningKnowledgeBase, name: str, description: str, **options: Any
-) -> pb.Concept:
+) -> concepts_pb2.Concept:
     fields: dict[str, Any] = {"kind": "character", "request_id": str(uuid.uuid4()), **options}
-    request = pb.PutConceptRequest(name=name, description=description, **fields)
+    request = concepts_pb2.PutConceptRequest(name=name, description=description, **fields)
     return (await running.stub.PutConcept(request, timeout=TIMEOUT_SECONDS)).concept
 
 
 async def get(
     running: RunningKnowledgeBase, name: str, *, world_id: str = "", version: int = 0
-) -> pb.Concept:
-    request = pb.GetConceptRequest(name=name, world_id=world_id, version=version)
+) -> concepts_pb2.Concept:
+    request = concepts_pb2.GetConceptRequest(name=name, world_id=world_id, version=version)
     return (await running.stub.GetConcept(request, timeout=TIMEOUT_SECONDS)).concept
 
 
@@ -54,7 +54,7 @@ async def names(running: RunningKnowledgeBase, **options: Any) -> list[tuple[str
     found, token = [], ""
     while True:
         page = await running.stub.ListConcepts(
-            pb.ListConceptsRequest(page_token=token, **options), timeout=TIMEOUT_SECONDS
+            concepts_pb2.ListConceptsRequest(page_token=token, **options), timeout=TIMEOUT_SECONDS
         )
         found += [(concept.name, concept.description) for concept in page.concepts]
         token = page.next_page_token
@@ -64,9 +64,9 @@ async def names(running: RunningKnowledgeBase, **options: Any) -> list[tuple[str
 
 async def relate(
     running: RunningKnowledgeBase, from_concept: str, to_concept: str, kind: str, **options: Any
-) -> pb.Relationship:
+) -> concepts_pb2.Relationship:
     fields: dict[str, Any] = {"request_id": str(uuid.uuid4()), **options}
-    request = pb.RelateConceptsRequest(
+    request = concepts_pb2.RelateConceptsRequest(
         from_concept=from_concept, to_concept=to_concept, kind=kind, **fields
     )
     response = await running.stub.RelateConcepts(request, timeout=TIMEOUT_SECONDS)
@@ -79,7 +79,7 @@ async def ties(
     found, token = [], ""
     while True:
         page = await running.stub.ListRelationships(
-            pb.ListRelationshipsRequest(
+            concepts_pb2.ListRelationshipsRequest(
                 concept=concept, world_id=world_id, page_size=page_size, page_token=token
             ),
             timeout=TIMEOUT_SECONDS,

@@ -8,10 +8,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import lore_pb2, story_pb2, worlds_pb2
 from knowledge_base.__main__ import connect
 from knowledge_base.config import DatabaseSettings
-from knowledge_base.servicer import AGE_METADATA_KEY
+from knowledge_base.servicers.lore import AGE_METADATA_KEY
 from knowledge_base.testing import (
     RunningKnowledgeBase,
     failure_of,
@@ -29,9 +29,9 @@ RECOVERY_SECONDS = 5
 
 async def ingest(running: RunningKnowledgeBase) -> None:
     requests = [
-        pb.IngestDocumentsRequest(begin=pb.IngestBegin(collection="lore")),
-        pb.IngestDocumentsRequest(
-            document=pb.IngestDocument(path="a.md", content=b"# A\n\nThe bell rang.")
+        lore_pb2.IngestDocumentsRequest(begin=lore_pb2.IngestBegin(collection="lore")),
+        lore_pb2.IngestDocumentsRequest(
+            document=lore_pb2.IngestDocument(path="a.md", content=b"# A\n\nThe bell rang.")
         ),
     ]
     async for _ in running.stub.IngestDocuments(iter(requests), timeout=TIMEOUT_SECONDS):
@@ -46,21 +46,24 @@ async def test_unavailable_with_retry_then_recovery_by_itself(
         postgres_database, clock=clock, KNOWLEDGE_BASE_STALE_ANSWER_SECONDS="60"
     ) as running:
         await ingest(running)
-        known = await running.stub.Search(pb.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS)
+        known = await running.stub.Search(
+            lore_pb2.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS
+        )
         world = await running.stub.CreateWorld(
-            pb.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=TIMEOUT_SECONDS
+            worlds_pb2.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())),
+            timeout=TIMEOUT_SECONDS,
         )
         postgres_server.kill()
         try:
             await clock.advance(7)
             calls = {
-                "Search": pb.SearchRequest(query="never asked before"),
-                "ListWorlds": pb.ListWorldsRequest(),
-                "ListEvents": pb.ListEventsRequest(world_id=world.world.world_id),
-                "Recall": pb.RecallRequest(world_id=world.world.world_id, query="bell"),
-                "RecordEvents": pb.RecordEventsRequest(
+                "Search": lore_pb2.SearchRequest(query="never asked before"),
+                "ListWorlds": worlds_pb2.ListWorldsRequest(),
+                "ListEvents": story_pb2.ListEventsRequest(world_id=world.world.world_id),
+                "Recall": story_pb2.RecallRequest(world_id=world.world.world_id, query="bell"),
+                "RecordEvents": story_pb2.RecordEventsRequest(
                     world_id=world.world.world_id,
-                    events=[pb.StoryEvent(text="x")],
+                    events=[story_pb2.StoryEvent(text="x")],
                     request_id=str(uuid.uuid4()),
                 ),
             }
@@ -71,16 +74,20 @@ async def test_unavailable_with_retry_then_recovery_by_itself(
                 assert (failure_of(caught.value).retry_seconds or 0) > 0
                 assert "postgres" not in str(caught.value.details()).lower()
             # The same search as before is answered as before, and marked with its age.
-            call = running.stub.Search(pb.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS)
+            call = running.stub.Search(
+                lore_pb2.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS
+            )
             assert await call == known
             assert dict(await call.trailing_metadata())[AGE_METADATA_KEY] == "7"
             await clock.advance(60)
             with pytest.raises(grpc.aio.AioRpcError):
-                await running.stub.Search(pb.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS)
+                await running.stub.Search(
+                    lore_pb2.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS
+                )
         finally:
             postgres_server.start()
         back = time.monotonic()
-        call = running.stub.Search(pb.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS)
+        call = running.stub.Search(lore_pb2.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS)
         assert await call == known
         assert AGE_METADATA_KEY not in dict(await call.trailing_metadata())
         assert time.monotonic() - back < RECOVERY_SECONDS
@@ -91,11 +98,12 @@ async def test_a_statement_that_hangs_is_given_up(postgres_database: str) -> Non
         postgres_database, KNOWLEDGE_BASE_STATEMENT_TIMEOUT_SECONDS="0.5"
     ) as running:
         world = await running.stub.CreateWorld(
-            pb.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=TIMEOUT_SECONDS
+            worlds_pb2.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())),
+            timeout=TIMEOUT_SECONDS,
         )
-        request = pb.RecordEventsRequest(
+        request = story_pb2.RecordEventsRequest(
             world_id=world.world.world_id,
-            events=[pb.StoryEvent(text="x")],
+            events=[story_pb2.StoryEvent(text="x")],
             request_id=str(uuid.uuid4()),
         )
         owner = await asyncpg.connect(postgres_database)
@@ -119,7 +127,9 @@ async def test_connections_that_were_cut_are_replaced(postgres_database: str) ->
         )
         await owner.close()
         assert cut > 0
-        found = await running.stub.Search(pb.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS)
+        found = await running.stub.Search(
+            lore_pb2.SearchRequest(query="bell"), timeout=TIMEOUT_SECONDS
+        )
         assert len(found.results) == 1
 
 

@@ -8,7 +8,13 @@ import asyncpg
 import pytest
 
 from gaming.events.events_pb2 import WEATHER_CHANGED
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import (
+    concepts_pb2,
+    lore_pb2,
+    story_pb2,
+    subscriptions_pb2,
+    worlds_pb2,
+)
 from knowledge_base.__main__ import connect
 from knowledge_base.adapters.postgres_memory import PostgresMemory
 from knowledge_base.adapters.schema import migrate_schema
@@ -56,29 +62,31 @@ async def make_world(running: RunningKnowledgeBase, name: str, word: str) -> str
     """A world in which every table holds `word`."""
     stub = running.stub
     world = await stub.CreateWorld(
-        pb.CreateWorldRequest(name=name, description=word, request_id=str(uuid.uuid4())),
+        worlds_pb2.CreateWorldRequest(name=name, description=word, request_id=str(uuid.uuid4())),
         timeout=TIMEOUT_SECONDS,
     )
     world_id = world.world.world_id
     await stub.RecordEvents(
-        pb.RecordEventsRequest(
+        story_pb2.RecordEventsRequest(
             world_id=world_id,
-            events=[pb.StoryEvent(text=word, participants=[word], kind=word)],
+            events=[story_pb2.StoryEvent(text=word, participants=[word], kind=word)],
             request_id=str(uuid.uuid4()),
         ),
         timeout=TIMEOUT_SECONDS,
     )
     await stub.SetEventSubscription(
-        pb.SetEventSubscriptionRequest(
+        subscriptions_pb2.SetEventSubscriptionRequest(
             world_id=world_id,
-            subscription=pb.EventSubscription(event_types=[WEATHER_CHANGED], sources=[word]),
+            subscription=subscriptions_pb2.EventSubscription(
+                event_types=[WEATHER_CHANGED], sources=[word]
+            ),
             request_id=str(uuid.uuid4()),
         ),
         timeout=TIMEOUT_SECONDS,
     )
     for concept in (word, "plain"):
         await stub.PutConcept(
-            pb.PutConceptRequest(
+            concepts_pb2.PutConceptRequest(
                 world_id=world_id,
                 name=concept,
                 kind=word,
@@ -89,7 +97,7 @@ async def make_world(running: RunningKnowledgeBase, name: str, word: str) -> str
             timeout=TIMEOUT_SECONDS,
         )
     await stub.RelateConcepts(
-        pb.RelateConceptsRequest(
+        concepts_pb2.RelateConceptsRequest(
             world_id=world_id,
             from_concept=word,
             to_concept="plain",
@@ -292,19 +300,24 @@ async def test_a_canary_of_one_world_reaches_no_answer_for_another(
     stub = running.stub
     answers = [
         await stub.Recall(
-            pb.RecallRequest(world_id=own, query=f"{CANARY} ' OR true --", limit=100),
+            story_pb2.RecallRequest(world_id=own, query=f"{CANARY} ' OR true --", limit=100),
             timeout=TIMEOUT_SECONDS,
         ),
         await stub.Recall(
-            pb.RecallRequest(world_id=own, query=CANARY, participants=[CANARY], kinds=[CANARY]),
+            story_pb2.RecallRequest(
+                world_id=own, query=CANARY, participants=[CANARY], kinds=[CANARY]
+            ),
             timeout=TIMEOUT_SECONDS,
         ),
-        await stub.ListEvents(pb.ListEventsRequest(world_id=own), timeout=TIMEOUT_SECONDS),
-        await stub.ListConcepts(pb.ListConceptsRequest(world_id=own), timeout=TIMEOUT_SECONDS),
-        await stub.ListRelationships(
-            pb.ListRelationshipsRequest(world_id=own, concept="mine"), timeout=TIMEOUT_SECONDS
+        await stub.ListEvents(story_pb2.ListEventsRequest(world_id=own), timeout=TIMEOUT_SECONDS),
+        await stub.ListConcepts(
+            concepts_pb2.ListConceptsRequest(world_id=own), timeout=TIMEOUT_SECONDS
         ),
-        await stub.Search(pb.SearchRequest(query=CANARY), timeout=TIMEOUT_SECONDS),
+        await stub.ListRelationships(
+            concepts_pb2.ListRelationshipsRequest(world_id=own, concept="mine"),
+            timeout=TIMEOUT_SECONDS,
+        ),
+        await stub.Search(lore_pb2.SearchRequest(query=CANARY), timeout=TIMEOUT_SECONDS),
     ]
     assert all(CANARY not in str(answer) for answer in answers)
 

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import lore_pb2, worlds_pb2
 from knowledge_base.testing import (
     HashEmbedder,
     RunningKnowledgeBase,
@@ -41,13 +41,13 @@ def steps(
     *,
     collection: str = "lore",
     remove_missing: bool = False,
-) -> list[pb.IngestDocumentsRequest]:
-    begin = pb.IngestBegin(collection=collection, remove_missing=remove_missing)
+) -> list[lore_pb2.IngestDocumentsRequest]:
+    begin = lore_pb2.IngestBegin(collection=collection, remove_missing=remove_missing)
     return [
-        pb.IngestDocumentsRequest(begin=begin),
+        lore_pb2.IngestDocumentsRequest(begin=begin),
         *(
-            pb.IngestDocumentsRequest(
-                document=pb.IngestDocument(
+            lore_pb2.IngestDocumentsRequest(
+                document=lore_pb2.IngestDocument(
                     path=path, content=text.encode() if isinstance(text, str) else text
                 )
             )
@@ -62,23 +62,23 @@ async def ingest(
     *,
     collection: str = "lore",
     remove_missing: bool = False,
-) -> list[pb.IngestDocumentsResponse]:
+) -> list[lore_pb2.IngestDocumentsResponse]:
     requests = steps(documents, collection=collection, remove_missing=remove_missing)
     call = running.stub.IngestDocuments(iter(requests), timeout=TIMEOUT_SECONDS)
     return [response async for response in call]
 
 
-async def next_update(call: Any) -> pb.IngestDocumentsResponse:
+async def next_update(call: Any) -> lore_pb2.IngestDocumentsResponse:
     update = await call.read()
-    assert isinstance(update, pb.IngestDocumentsResponse)
+    assert isinstance(update, lore_pb2.IngestDocumentsResponse)
     return update
 
 
 async def search(
     running: RunningKnowledgeBase, query: str, **options: Any
-) -> list[pb.SearchResult]:
+) -> list[lore_pb2.SearchResult]:
     response = await running.stub.Search(
-        pb.SearchRequest(query=query, **options), timeout=TIMEOUT_SECONDS
+        lore_pb2.SearchRequest(query=query, **options), timeout=TIMEOUT_SECONDS
     )
     return list(response.results)
 
@@ -86,17 +86,17 @@ async def search(
 async def test_ingest_reports_each_document_then_the_summary(running: RunningKnowledgeBase) -> None:
     *documents, last = await ingest(running, [("wall.md", WALL), ("bell.md", BELL)])
     assert [(r.document.path, r.document.state, r.document.chunks) for r in documents] == [
-        ("wall.md", pb.INGEST_STATE_STORED, 2),
-        ("bell.md", pb.INGEST_STATE_STORED, 1),
+        ("wall.md", lore_pb2.INGEST_STATE_STORED, 2),
+        ("bell.md", lore_pb2.INGEST_STATE_STORED, 1),
     ]
-    assert last.summary == pb.IngestSummary(stored_documents=2, chunks=3, embedded_chunks=3)
+    assert last.summary == lore_pb2.IngestSummary(stored_documents=2, chunks=3, embedded_chunks=3)
 
 
 async def test_what_was_ingested_is_found_and_cited(running: RunningKnowledgeBase) -> None:
     await ingest(running, [("wall.md", WALL), ("bell.md", BELL)])
     best = (await search(running, "Who keeps the lamps?"))[0]
     assert best.text == "Wardens keep nine lamps."
-    assert best.citation == pb.Citation(
+    assert best.citation == lore_pb2.Citation(
         collection="lore", path="wall.md", heading_path=["The Wall"], start_line=3, end_line=3
     )
     assert 0 < best.score <= 1
@@ -106,10 +106,10 @@ async def test_what_was_ingested_is_found_and_cited(running: RunningKnowledgeBas
 
 async def test_modes_set_only_their_own_scores(running: RunningKnowledgeBase) -> None:
     await ingest(running, [("wall.md", WALL), ("bell.md", BELL)])
-    keyword = await search(running, "bells", mode=pb.SEARCH_MODE_KEYWORD)
+    keyword = await search(running, "bells", mode=lore_pb2.SEARCH_MODE_KEYWORD)
     assert [result.citation.path for result in keyword] == ["bell.md"]  # stemmed: bells, bell
     assert not keyword[0].HasField("vector_score")
-    vector = await search(running, "lamps", mode=pb.SEARCH_MODE_VECTOR)
+    vector = await search(running, "lamps", mode=lore_pb2.SEARCH_MODE_VECTOR)
     assert len(vector) == 3
     assert not any(result.HasField("keyword_score") for result in vector)
 
@@ -121,7 +121,7 @@ async def test_a_natural_question_needs_no_passage_with_all_its_words(
     found = await search(
         running,
         "Tell me please, who on earth ever cast that famous old bell?",
-        mode=pb.SEARCH_MODE_KEYWORD,
+        mode=lore_pb2.SEARCH_MODE_KEYWORD,
     )
     assert found[0].citation.path == "bell.md"
 
@@ -131,7 +131,11 @@ async def test_a_natural_question_needs_no_passage_with_all_its_words(
 )
 async def test_any_query_is_answered(running: RunningKnowledgeBase, query: str) -> None:
     await ingest(running, [("wall.md", WALL)])
-    for mode in (pb.SEARCH_MODE_HYBRID, pb.SEARCH_MODE_KEYWORD, pb.SEARCH_MODE_VECTOR):
+    for mode in (
+        lore_pb2.SEARCH_MODE_HYBRID,
+        lore_pb2.SEARCH_MODE_KEYWORD,
+        lore_pb2.SEARCH_MODE_VECTOR,
+    ):
         results = await search(running, query, mode=mode)
         assert all(0 <= result.score <= 1 for result in results)
 
@@ -157,8 +161,8 @@ async def test_unchanged_documents_cost_no_embedding(
     await ingest(running, [("wall.md", WALL), ("bell.md", BELL)])
     embedder.embedded.clear()
     *documents, last = await ingest(running, [("wall.md", WALL), ("bell.md", BELL)])
-    assert {r.document.state for r in documents} == {pb.INGEST_STATE_UNCHANGED}
-    assert last.summary == pb.IngestSummary(unchanged_documents=2, chunks=3)
+    assert {r.document.state for r in documents} == {lore_pb2.INGEST_STATE_UNCHANGED}
+    assert last.summary == lore_pb2.IngestSummary(unchanged_documents=2, chunks=3)
     assert embedder.embedded == []
 
 
@@ -172,7 +176,7 @@ async def test_an_edited_paragraph_embeds_its_chunk_only(
     assert last.summary.embedded_chunks == 1
     assert embedder.embedded == ["The Wall > Breach\n\nThe tide came in at Quern."]
     assert (await search(running, "tide"))[0].text == "The tide came in at Quern."
-    assert await search(running, "sea", mode=pb.SEARCH_MODE_KEYWORD) == []
+    assert await search(running, "sea", mode=lore_pb2.SEARCH_MODE_KEYWORD) == []
 
 
 async def test_text_that_moves_to_another_file_is_not_embedded_again(
@@ -189,12 +193,18 @@ async def test_missing_documents_vanish_only_when_asked(running: RunningKnowledg
     await ingest(running, [("wall.md", WALL), ("bell.md", BELL)])
     await ingest(running, [("other.md", BELL)], collection="other")
     await ingest(running, [("bell.md", BELL)])
-    assert len(await search(running, "wardens lamps", mode=pb.SEARCH_MODE_KEYWORD)) == 1
+    assert len(await search(running, "wardens lamps", mode=lore_pb2.SEARCH_MODE_KEYWORD)) == 1
     _, removed, last = await ingest(running, [("bell.md", BELL)], remove_missing=True)
-    assert removed.document == pb.IngestedDocument(path="wall.md", state=pb.INGEST_STATE_REMOVED)
-    assert last.summary == pb.IngestSummary(unchanged_documents=1, removed_documents=1, chunks=1)
-    assert await search(running, "wardens lamps", mode=pb.SEARCH_MODE_KEYWORD) == []
-    documents = await running.stub.ListDocuments(pb.ListDocumentsRequest(), timeout=TIMEOUT_SECONDS)
+    assert removed.document == lore_pb2.IngestedDocument(
+        path="wall.md", state=lore_pb2.INGEST_STATE_REMOVED
+    )
+    assert last.summary == lore_pb2.IngestSummary(
+        unchanged_documents=1, removed_documents=1, chunks=1
+    )
+    assert await search(running, "wardens lamps", mode=lore_pb2.SEARCH_MODE_KEYWORD) == []
+    documents = await running.stub.ListDocuments(
+        lore_pb2.ListDocumentsRequest(), timeout=TIMEOUT_SECONDS
+    )
     assert [(d.collection, d.path) for d in documents.documents] == [
         ("lore", "bell.md"),
         ("other", "other.md"),
@@ -243,13 +253,13 @@ async def test_an_ingest_that_is_broken_off_leaves_the_old_version(
     await ingest(running, [("wall.md", WALL), ("bell.md", BELL)])
     stored = asyncio.Event()
 
-    async def requests() -> AsyncIterator[pb.IngestDocumentsRequest]:
+    async def requests() -> AsyncIterator[lore_pb2.IngestDocumentsRequest]:
         for step in steps([("wall.md", "# The Wall\n\nNow of glass.")], remove_missing=True):
             yield step
         await stored.wait()
 
     call = running.stub.IngestDocuments(requests(), timeout=TIMEOUT_SECONDS)
-    assert (await next_update(call)).document.state == pb.INGEST_STATE_STORED
+    assert (await next_update(call)).document.state == lore_pb2.INGEST_STATE_STORED
     call.cancel()
     stored.set()
     assert (await search(running, "glass"))[0].citation.path == "wall.md"
@@ -272,7 +282,7 @@ async def test_an_ingest_waits_for_another_one_only_so_long(knowledge_base_datab
     ) as running:
         release = asyncio.Event()
 
-        async def held_open() -> AsyncIterator[pb.IngestDocumentsRequest]:
+        async def held_open() -> AsyncIterator[lore_pb2.IngestDocumentsRequest]:
             for step in steps([("a.md", WALL)]):
                 yield step
             await release.wait()
@@ -292,7 +302,7 @@ async def test_an_ingest_waits_for_another_one_only_so_long(knowledge_base_datab
     "requests",
     [
         [],
-        [pb.IngestDocumentsRequest(document=pb.IngestDocument(path="a", content=b"a"))],
+        [lore_pb2.IngestDocumentsRequest(document=lore_pb2.IngestDocument(path="a", content=b"a"))],
         [*steps([]), *steps([])],
         steps([("../a.md", "a")]),
         steps([("a.md", "a"), ("a.md", "a")]),
@@ -300,7 +310,7 @@ async def test_an_ingest_waits_for_another_one_only_so_long(knowledge_base_datab
     ],
 )
 async def test_requests_out_of_order_are_refused(
-    running: RunningKnowledgeBase, requests: list[pb.IngestDocumentsRequest]
+    running: RunningKnowledgeBase, requests: list[lore_pb2.IngestDocumentsRequest]
 ) -> None:
     call = running.stub.IngestDocuments(iter(requests), timeout=TIMEOUT_SECONDS)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -314,7 +324,7 @@ async def test_documents_are_listed_page_by_page(running: RunningKnowledgeBase) 
     listed, token = [], ""
     while True:
         page = await running.stub.ListDocuments(
-            pb.ListDocumentsRequest(collection="lore", page_size=3, page_token=token),
+            lore_pb2.ListDocumentsRequest(collection="lore", page_size=3, page_token=token),
             timeout=TIMEOUT_SECONDS,
         )
         assert len(page.documents) <= 3
@@ -325,7 +335,7 @@ async def test_documents_are_listed_page_by_page(running: RunningKnowledgeBase) 
     assert listed == names
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await running.stub.ListDocuments(
-            pb.ListDocumentsRequest(page_token="nonsense"), timeout=TIMEOUT_SECONDS
+            lore_pb2.ListDocumentsRequest(page_token="nonsense"), timeout=TIMEOUT_SECONDS
         )
     assert failure_of(caught.value).reason == "INVALID_PAGE_TOKEN"
 
@@ -335,5 +345,5 @@ async def test_hostile_text_is_only_text(running: RunningKnowledgeBase) -> None:
     await ingest(running, [("a.md", f"# {text}\n\n{text}")])
     (result,) = await search(running, text)
     assert result.text == text
-    request = pb.CreateWorldRequest(name="still there", request_id=str(uuid.uuid4()))
+    request = worlds_pb2.CreateWorldRequest(name="still there", request_id=str(uuid.uuid4()))
     assert (await running.stub.CreateWorld(request, timeout=TIMEOUT_SECONDS)).world.world_id

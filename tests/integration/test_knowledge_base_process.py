@@ -14,8 +14,8 @@ import grpc.aio
 import psutil
 import pytest
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
+from gaming.knowledge_base.v1 import lore_pb2, story_pb2, worlds_pb2
 from knowledge_base.testing import service_url
 from servicekit.channels import open_channel
 
@@ -90,32 +90,38 @@ async def test_it_migrates_serves_and_stops_in_order_within_its_memory(
     log = tmp_path / "log"
     async with served(environment, log) as (process, channel):
         stub = pb_grpc.KnowledgeBaseServiceStub(channel)
-        await stub.ListWorlds(pb.ListWorldsRequest(), timeout=START_SECONDS, wait_for_ready=True)
+        await stub.ListWorlds(
+            worlds_pb2.ListWorldsRequest(), timeout=START_SECONDS, wait_for_ready=True
+        )
         long_text = "\n\n".join(
             f"## Part {n}\n\n" + f"The warden of part {n} lit a lamp before the tide. " * 20
             for n in range(40)
         )
         requests = [
-            pb.IngestDocumentsRequest(begin=pb.IngestBegin(collection="lore")),
-            pb.IngestDocumentsRequest(
-                document=pb.IngestDocument(path="a.md", content=long_text.encode())
+            lore_pb2.IngestDocumentsRequest(begin=lore_pb2.IngestBegin(collection="lore")),
+            lore_pb2.IngestDocumentsRequest(
+                document=lore_pb2.IngestDocument(path="a.md", content=long_text.encode())
             ),
         ]
         async for _ in stub.IngestDocuments(iter(requests), timeout=TIMEOUT_SECONDS):
             pass
         await asyncio.gather(
             *(
-                stub.Search(pb.SearchRequest(query=f"part {n} lamp"), timeout=TIMEOUT_SECONDS)
+                stub.Search(lore_pb2.SearchRequest(query=f"part {n} lamp"), timeout=TIMEOUT_SECONDS)
                 for n in range(40)
             )
         )
         world = await stub.CreateWorld(
-            pb.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=TIMEOUT_SECONDS
+            worlds_pb2.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())),
+            timeout=TIMEOUT_SECONDS,
         )
         await stub.RecordEvents(
-            pb.RecordEventsRequest(
+            story_pb2.RecordEventsRequest(
                 world_id=world.world.world_id,
-                events=[pb.StoryEvent(text=f"Something happened, number {n}.") for n in range(100)],
+                events=[
+                    story_pb2.StoryEvent(text=f"Something happened, number {n}.")
+                    for n in range(100)
+                ],
                 request_id=str(uuid.uuid4()),
             ),
             timeout=TIMEOUT_SECONDS,
@@ -134,7 +140,7 @@ async def test_it_migrates_serves_and_stops_in_order_within_its_memory(
     del environment["KNOWLEDGE_BASE_MIGRATION_DATABASE_URL"]
     async with served(environment, log) as (_, channel):
         got = await pb_grpc.KnowledgeBaseServiceStub(channel).GetWorld(
-            pb.GetWorldRequest(name="a"), timeout=START_SECONDS, wait_for_ready=True
+            worlds_pb2.GetWorldRequest(name="a"), timeout=START_SECONDS, wait_for_ready=True
         )
         assert got.world.event_count == 100
 

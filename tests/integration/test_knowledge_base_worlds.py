@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import story_pb2, worlds_pb2
 from knowledge_base.testing import (
     HashEmbedder,
     RunningKnowledgeBase,
@@ -56,37 +56,42 @@ def stamp(moment: datetime) -> Timestamp:
 
 async def create_world(
     running: RunningKnowledgeBase, name: str, *, request_id: str = "", description: str = ""
-) -> pb.World:
-    request = pb.CreateWorldRequest(
+) -> worlds_pb2.World:
+    request = worlds_pb2.CreateWorldRequest(
         name=name, description=description, request_id=request_id or new_request_id()
     )
     return (await running.stub.CreateWorld(request, timeout=TIMEOUT_SECONDS)).world
 
 
 async def record(
-    running: RunningKnowledgeBase, world: pb.World, *events: pb.StoryEvent, request_id: str = ""
-) -> list[pb.StoryEvent]:
-    request = pb.RecordEventsRequest(
+    running: RunningKnowledgeBase,
+    world: worlds_pb2.World,
+    *events: story_pb2.StoryEvent,
+    request_id: str = "",
+) -> list[story_pb2.StoryEvent]:
+    request = story_pb2.RecordEventsRequest(
         world_id=world.world_id, events=events, request_id=request_id or new_request_id()
     )
     return list((await running.stub.RecordEvents(request, timeout=TIMEOUT_SECONDS)).events)
 
 
 async def recall(
-    running: RunningKnowledgeBase, world: pb.World, query: str, **options: Any
-) -> list[pb.RecalledEvent]:
-    request = pb.RecallRequest(world_id=world.world_id, query=query, **options)
+    running: RunningKnowledgeBase, world: worlds_pb2.World, query: str, **options: Any
+) -> list[story_pb2.RecalledEvent]:
+    request = story_pb2.RecallRequest(world_id=world.world_id, query=query, **options)
     return list((await running.stub.Recall(request, timeout=TIMEOUT_SECONDS)).events)
 
 
 async def list_events(
-    running: RunningKnowledgeBase, world: pb.World, page_size: int
-) -> list[pb.StoryEvent]:
-    events: list[pb.StoryEvent] = []
+    running: RunningKnowledgeBase, world: worlds_pb2.World, page_size: int
+) -> list[story_pb2.StoryEvent]:
+    events: list[story_pb2.StoryEvent] = []
     token = ""
     while True:
         page = await running.stub.ListEvents(
-            pb.ListEventsRequest(world_id=world.world_id, page_size=page_size, page_token=token),
+            story_pb2.ListEventsRequest(
+                world_id=world.world_id, page_size=page_size, page_token=token
+            ),
             timeout=TIMEOUT_SECONDS,
         )
         events += page.events
@@ -111,8 +116,8 @@ async def test_a_world_is_made_once_per_request(
     assert (first.name, first.description, first.event_count) == ("Odrelle", "Water.", 0)
     assert first.create_time.ToDatetime(tzinfo=UTC) == clock.now()
     for request in (
-        pb.GetWorldRequest(world_id=first.world_id),
-        pb.GetWorldRequest(name=" Odrelle "),
+        worlds_pb2.GetWorldRequest(world_id=first.world_id),
+        worlds_pb2.GetWorldRequest(name=" Odrelle "),
     ):
         got = await running.stub.GetWorld(request, timeout=TIMEOUT_SECONDS)
         assert got.world == first
@@ -122,7 +127,7 @@ async def test_a_worlds_name_is_taken_once_even_at_once(running: RunningKnowledg
     results = await asyncio.gather(
         *(create_world(running, "Mauk") for _ in range(5)), return_exceptions=True
     )
-    assert sum(isinstance(result, pb.World) for result in results) == 1
+    assert sum(isinstance(result, worlds_pb2.World) for result in results) == 1
     for result in results:
         if isinstance(result, grpc.aio.AioRpcError):
             assert failure(result) == (grpc.StatusCode.ALREADY_EXISTS, "WORLD_NAME_TAKEN")
@@ -144,9 +149,9 @@ async def test_a_request_id_is_not_used_for_something_else(running: RunningKnowl
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await create_world(running, "Odrelle", request_id=request_id)
     assert failure(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
-    await record(running, world, pb.StoryEvent(text="a"), request_id=request_id)
+    await record(running, world, story_pb2.StoryEvent(text="a"), request_id=request_id)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await record(running, world, pb.StoryEvent(text="b"), request_id=request_id)
+        await record(running, world, story_pb2.StoryEvent(text="b"), request_id=request_id)
     assert failure(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
     assert len(await list_events(running, world, 10)) == 1
 
@@ -157,7 +162,7 @@ async def test_worlds_are_listed_by_name(running: RunningKnowledgeBase) -> None:
     names, token = [], ""
     while True:
         page = await running.stub.ListWorlds(
-            pb.ListWorldsRequest(page_size=2, page_token=token), timeout=TIMEOUT_SECONDS
+            worlds_pb2.ListWorldsRequest(page_size=2, page_token=token), timeout=TIMEOUT_SECONDS
         )
         names += [world.name for world in page.worlds]
         token = page.next_page_token
@@ -167,10 +172,14 @@ async def test_worlds_are_listed_by_name(running: RunningKnowledgeBase) -> None:
 
 
 @pytest.mark.parametrize(
-    "request_", [pb.GetWorldRequest(name="none"), pb.GetWorldRequest(world_id=str(uuid.uuid4()))]
+    "request_",
+    [
+        worlds_pb2.GetWorldRequest(name="none"),
+        worlds_pb2.GetWorldRequest(world_id=str(uuid.uuid4())),
+    ],
 )
 async def test_an_unknown_world_is_not_found(
-    running: RunningKnowledgeBase, request_: pb.GetWorldRequest
+    running: RunningKnowledgeBase, request_: worlds_pb2.GetWorldRequest
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await running.stub.GetWorld(request_, timeout=TIMEOUT_SECONDS)
@@ -180,9 +189,9 @@ async def test_an_unknown_world_is_not_found(
 async def test_every_method_of_a_world_says_when_it_does_not_exist(
     running: RunningKnowledgeBase,
 ) -> None:
-    nowhere = pb.World(world_id=str(uuid.uuid4()))
+    nowhere = worlds_pb2.World(world_id=str(uuid.uuid4()))
     calls = [
-        record(running, nowhere, pb.StoryEvent(text="x")),
+        record(running, nowhere, story_pb2.StoryEvent(text="x")),
         recall(running, nowhere, "x"),
         list_events(running, nowhere, 5),
     ]
@@ -200,7 +209,7 @@ async def test_recorded_events_come_back_whole(
     events = await record(
         running,
         world,
-        pb.StoryEvent(
+        story_pb2.StoryEvent(
             text="Kites \U0001fa81 landed.\nAll of them.",
             kind="battle",
             participants=["Dauro Tesh", "Nerrit"],
@@ -208,7 +217,7 @@ async def test_recorded_events_come_back_whole(
             importance=0.0,
             event_id="ignored",
         ),
-        pb.StoryEvent(text="It was hot."),
+        story_pb2.StoryEvent(text="It was hot."),
     )
     assert [event.text for event in events] == [
         "Kites \U0001fa81 landed.\nAll of them.",
@@ -223,7 +232,7 @@ async def test_recorded_events_come_back_whole(
     assert second.record_time == first.record_time
     assert await list_events(running, world, 10) == [second, first]
     got = await running.stub.GetWorld(
-        pb.GetWorldRequest(world_id=world.world_id), timeout=TIMEOUT_SECONDS
+        worlds_pb2.GetWorldRequest(world_id=world.world_id), timeout=TIMEOUT_SECONDS
     )
     assert got.world.event_count == 2
 
@@ -233,9 +242,9 @@ async def test_a_repeated_request_returns_the_same_events_without_embedding(
 ) -> None:
     world = await create_world(running, "Mauk")
     request_id = new_request_id()
-    events = [pb.StoryEvent(text="one"), pb.StoryEvent(text="two")]
+    events = [story_pb2.StoryEvent(text="one"), story_pb2.StoryEvent(text="two")]
     first = await record(running, world, *events, request_id=request_id)
-    await record(running, world, pb.StoryEvent(text="three"))
+    await record(running, world, story_pb2.StoryEvent(text="three"))
     embedder.embedded.clear()
     await clock.advance(3600)
     assert await record(running, world, *events, request_id=request_id) == first
@@ -248,7 +257,7 @@ async def test_one_request_at_once_many_times_records_once(running: RunningKnowl
     request_id = new_request_id()
     answers = await asyncio.gather(
         *(
-            record(running, world, pb.StoryEvent(text="one"), request_id=request_id)
+            record(running, world, story_pb2.StoryEvent(text="one"), request_id=request_id)
             for _ in range(8)
         )
     )
@@ -260,7 +269,7 @@ async def test_writers_of_one_world_all_get_in(running: RunningKnowledgeBase) ->
     world = await create_world(running, "Mauk")
     await asyncio.gather(
         *(
-            record(running, world, *(pb.StoryEvent(text=f"w{n} e{i}") for i in range(5)))
+            record(running, world, *(story_pb2.StoryEvent(text=f"w{n} e{i}") for i in range(5)))
             for n in range(12)
         )
     )
@@ -277,14 +286,14 @@ async def test_events_are_recorded_all_or_none(running: RunningKnowledgeBase) ->
     world = await create_world(running, "Mauk")
     bad_time = Timestamp(seconds=2**50)
     for bad in (
-        pb.StoryEvent(text="nul \0 inside"),
-        pb.StoryEvent(text="when?", occur_time=bad_time),
-        pb.StoryEvent(text="x", importance=float("nan")),
-        pb.StoryEvent(text="x", participants=[" "]),
-        pb.StoryEvent(text=""),
+        story_pb2.StoryEvent(text="nul \0 inside"),
+        story_pb2.StoryEvent(text="when?", occur_time=bad_time),
+        story_pb2.StoryEvent(text="x", importance=float("nan")),
+        story_pb2.StoryEvent(text="x", participants=[" "]),
+        story_pb2.StoryEvent(text=""),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await record(running, world, pb.StoryEvent(text="good"), bad)
+            await record(running, world, story_pb2.StoryEvent(text="good"), bad)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert "events[1]" in failure_of(caught.value).text
     assert await list_events(running, world, 10) == []
@@ -298,7 +307,7 @@ async def test_events_are_listed_newest_first_page_by_page(running: RunningKnowl
         running,
         world,
         *(
-            pb.StoryEvent(text=f"{n}", occur_time=stamp(day + timedelta(days=days[n])))
+            story_pb2.StoryEvent(text=f"{n}", occur_time=stamp(day + timedelta(days=days[n])))
             for n in range(7)
         ),
     )
@@ -311,9 +320,9 @@ async def test_recall_finds_what_fits(running: RunningKnowledgeBase) -> None:
     await record(
         running,
         world,
-        pb.StoryEvent(text="The kites landed on the shelf."),
-        pb.StoryEvent(text="A goat ate the map.", participants=["Old Argument"]),
-        pb.StoryEvent(text="Rain fell."),
+        story_pb2.StoryEvent(text="The kites landed on the shelf."),
+        story_pb2.StoryEvent(text="A goat ate the map.", participants=["Old Argument"]),
+        story_pb2.StoryEvent(text="Rain fell."),
     )
     assert (await recall(running, world, "which kite landed"))[0].event.text.startswith("The kites")
     # Who took part is found although the text does not say it.
@@ -332,9 +341,9 @@ async def test_recency_counts_in_story_time_and_importance_counts(
         await record(
             running,
             world,
-            pb.StoryEvent(text="same", occur_time=stamp(latest - timedelta(days=2))),
-            pb.StoryEvent(text="same", occur_time=stamp(latest)),
-            pb.StoryEvent(
+            story_pb2.StoryEvent(text="same", occur_time=stamp(latest - timedelta(days=2))),
+            story_pb2.StoryEvent(text="same", occur_time=stamp(latest)),
+            story_pb2.StoryEvent(
                 text="same", occur_time=stamp(latest - timedelta(days=2)), importance=1.0
             ),
         )
@@ -358,7 +367,7 @@ async def test_recall_filters_never_return_too_few(running: RunningKnowledgeBase
         running,
         world,
         *(
-            pb.StoryEvent(
+            story_pb2.StoryEvent(
                 text=f"event number {n}",
                 kind="rare" if n % 25 == 0 else "common",
                 participants=["Ann", "Bo"] if n % 10 == 0 else ["Ann"],
@@ -396,12 +405,12 @@ async def test_request_ids_are_forgotten_after_their_time_in_all_worlds(
     request_id = new_request_id()
     worlds = [await create_world(running, name) for name in ("a", "b")]
     for world in worlds:
-        await record(running, world, pb.StoryEvent(text="x"), request_id=request_id)
+        await record(running, world, story_pb2.StoryEvent(text="x"), request_id=request_id)
     async with asyncio.TaskGroup() as group:
         forgetting = group.create_task(running.memory.forget_requests())
         await clock.advance(3600)
         for world in worlds:  # known still
-            await record(running, world, pb.StoryEvent(text="x"), request_id=request_id)
+            await record(running, world, story_pb2.StoryEvent(text="x"), request_id=request_id)
             assert len(await list_events(running, world, 10)) == 1
         await clock.advance(8 * 24 * 3600)
         while await _requests_known(running, worlds):
@@ -409,7 +418,7 @@ async def test_request_ids_are_forgotten_after_their_time_in_all_worlds(
         forgetting.cancel()
 
 
-async def _requests_known(running: RunningKnowledgeBase, worlds: list[pb.World]) -> bool:
+async def _requests_known(running: RunningKnowledgeBase, worlds: list[worlds_pb2.World]) -> bool:
     for world in worlds:
         async with running.database.connection() as connection, connection.transaction():
             await connection.execute(
@@ -445,7 +454,7 @@ async def test_words_that_every_event_holds_do_not_slow_a_large_world_down(
     await owner.execute(LARGE_AND_SMALL_WORLDS)
     await owner.close()
     large, small = [
-        await running.stub.GetWorld(pb.GetWorldRequest(name=name), timeout=TIMEOUT_SECONDS)
+        await running.stub.GetWorld(worlds_pb2.GetWorldRequest(name=name), timeout=TIMEOUT_SECONDS)
         for name in ("large", "small 2")
     ]
     for _ in range(12):  # PostgreSQL settles on one plan after some runs

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import worlds_pb2
 from gpu_metrics.testing import collector_for_test
 from knowledge_base.testing import serve_knowledge_base
 from servicekit.testing import details_of, failure_of, reason_of
@@ -35,7 +35,7 @@ async def test_a_call_too_many_is_refused_before_it_reaches_the_database(
     """All places are taken by calls that wait for a lock; further ones neither wait nor write."""
 
     def create(stub: Any, name: str) -> Any:
-        request = pb.CreateWorldRequest(name=name, request_id=str(uuid.uuid4()))
+        request = worlds_pb2.CreateWorldRequest(name=name, request_id=str(uuid.uuid4()))
         return stub.CreateWorld(request, timeout=TIMEOUT_SECONDS)
 
     async def answer(call: Any) -> Any:
@@ -62,7 +62,9 @@ async def test_a_call_too_many_is_refused_before_it_reaches_the_database(
             assert not any(call.done() for call in admitted)
             await transaction.rollback()
             await asyncio.gather(*admitted)
-            worlds = await running.stub.ListWorlds(pb.ListWorldsRequest(), timeout=TIMEOUT_SECONDS)
+            worlds = await running.stub.ListWorlds(
+                worlds_pb2.ListWorldsRequest(), timeout=TIMEOUT_SECONDS
+            )
     finally:
         await blocker.close()
     assert {world.name for world in worlds.worlds} == {f"admitted {number}" for number in range(3)}

@@ -23,7 +23,7 @@ from ai_router.testing.running_router import run_router
 from ai_router.testing.scripted_model_server import ScriptedModelServer, serve_script
 from gaming.ai_router.v1 import ai_router_pb2
 from gaming.common.v1 import tier_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
+from gaming.knowledge_base.v1 import worlds_pb2
 from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 from servicekit.clock import SystemClock
 
@@ -96,7 +96,9 @@ CREATE_WORLD = "/gaming.knowledge_base.v1.KnowledgeBaseService/CreateWorld"
 
 
 def world(name: str) -> bytes:
-    return pb.CreateWorldRequest(name=name, request_id=str(uuid.uuid4())).SerializeToString()
+    return worlds_pb2.CreateWorldRequest(
+        name=name, request_id=str(uuid.uuid4())
+    ).SerializeToString()
 
 
 @pytest.mark.parametrize("grpc_timeout", ["0n", "1n", "0S"])
@@ -112,7 +114,9 @@ async def test_an_expired_mutation_changes_nothing(
     assert time.monotonic() - begun < TIMEOUT_SECONDS / 2
     # The same call in time does its work.
     assert await call(knowledge_base.address, CREATE_WORLD, world("in time"), "10S") == "0"
-    answer = await knowledge_base.stub.ListWorlds(pb.ListWorldsRequest(), timeout=TIMEOUT_SECONDS)
+    answer = await knowledge_base.stub.ListWorlds(
+        worlds_pb2.ListWorldsRequest(), timeout=TIMEOUT_SECONDS
+    )
     assert [each.name for each in answer.worlds] == ["in time"]
 
 

@@ -12,8 +12,8 @@ import grpc
 import grpc.aio
 import pytest
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
+from gaming.knowledge_base.v1 import worlds_pb2
 from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 from servicekit import method_policies
 from servicekit.testing import failure_of
@@ -59,12 +59,12 @@ async def locked_worlds(database: str) -> AsyncIterator[Lock]:
 
 
 def create(running: RunningKnowledgeBase, name: str, timeout: float | None) -> object:
-    request = pb.CreateWorldRequest(name=name, request_id=str(uuid.uuid4()))
+    request = worlds_pb2.CreateWorldRequest(name=name, request_id=str(uuid.uuid4()))
     return running.stub.CreateWorld(request, timeout=timeout)
 
 
 async def names(running: RunningKnowledgeBase) -> set[str]:
-    answer = await running.stub.ListWorlds(pb.ListWorldsRequest(), timeout=TIMEOUT_SECONDS)
+    answer = await running.stub.ListWorlds(worlds_pb2.ListWorldsRequest(), timeout=TIMEOUT_SECONDS)
     return {world.name for world in answer.worlds}
 
 
@@ -108,7 +108,7 @@ async def test_a_caller_without_a_deadline_is_capped(
             patched.setattr(method_policies, "DEADLINE_SECONDS", shortened)
             async with grpc.aio.insecure_channel(running.address) as bare:
                 stub = pb_grpc.KnowledgeBaseServiceStub(bare)
-                error = await failure_of(stub.ListWorlds(pb.ListWorldsRequest()))
+                error = await failure_of(stub.ListWorlds(worlds_pb2.ListWorldsRequest()))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert "set a deadline" in (error.details() or "")
         await lock.until_blocks(anything=False)

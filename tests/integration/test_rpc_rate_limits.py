@@ -16,8 +16,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as pb
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
+from gaming.knowledge_base.v1 import story_pb2, worlds_pb2
 from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 from servicekit.channels import ChannelSettings, open_channel
 from servicekit.development_certificates import CertificateFiles, DevelopmentAuthority
@@ -33,12 +33,14 @@ def authority() -> DevelopmentAuthority:
 
 
 async def new_world(stub: Any, name: str) -> str:
-    request = pb.CreateWorldRequest(name=name, request_id=str(uuid.uuid4()))
+    request = worlds_pb2.CreateWorldRequest(name=name, request_id=str(uuid.uuid4()))
     return str((await stub.CreateWorld(request, timeout=TIMEOUT_SECONDS)).world.world_id)
 
 
 async def list_events(stub: Any, world_id: str) -> Any:
-    return await stub.ListEvents(pb.ListEventsRequest(world_id=world_id), timeout=TIMEOUT_SECONDS)
+    return await stub.ListEvents(
+        story_pb2.ListEventsRequest(world_id=world_id), timeout=TIMEOUT_SECONDS
+    )
 
 
 def limit_of(error: grpc.aio.AioRpcError) -> dict[str, str]:
@@ -88,14 +90,14 @@ class TestWorlds:
             "cost": "1",
         }
         await list_events(stub, quiet)
-        await stub.ListWorlds(pb.ListWorldsRequest(), timeout=TIMEOUT_SECONDS)
+        await stub.ListWorlds(worlds_pb2.ListWorldsRequest(), timeout=TIMEOUT_SECONDS)
 
     async def test_a_dear_method_takes_more_of_the_budget(
         self, running: RunningKnowledgeBase
     ) -> None:
         stub = running.stub
         world = await new_world(stub, "busy")
-        recall = pb.RecallRequest(world_id=world, query="bell")
+        recall = story_pb2.RecallRequest(world_id=world, query="bell")
         error = await use_up(lambda: stub.Recall(recall, timeout=TIMEOUT_SECONDS), 4)
         assert limit_of(error)["cost"] == "5"
 
@@ -117,7 +119,7 @@ async def test_a_caller_that_waits_as_long_as_told_is_served(
         GAMEKEEPER_RATE_BURST_SECONDS="4",
     ) as running:
         world = await new_world(running.stub, "busy")
-        request = pb.RecallRequest(world_id=world, query="bell")
+        request = story_pb2.RecallRequest(world_id=world, query="bell")
 
         async def recall() -> None:
             await running.stub.Recall(request, timeout=TIMEOUT_SECONDS)
@@ -141,10 +143,10 @@ class TestIdentities:
             self.stub(address, authority, tmp_path, "game-service/quest") as (quest, _),
             self.stub(address, authority, tmp_path, "operator/me") as (operator, _),
         ):
-            error = await use_up(lambda: battle.ListWorlds(pb.ListWorldsRequest()), 20)
+            error = await use_up(lambda: battle.ListWorlds(worlds_pb2.ListWorldsRequest()), 20)
             assert limit_of(error)["limit"] == "identity"
-            await quest.ListWorlds(pb.ListWorldsRequest())
-            await operator.ListWorlds(pb.ListWorldsRequest())
+            await quest.ListWorlds(worlds_pb2.ListWorldsRequest())
+            await operator.ListWorlds(worlds_pb2.ListWorldsRequest())
             health: Any = health_pb2_grpc.HealthStub(channel)
             for _ in range(25):
                 assert (await health.Check(health_pb2.HealthCheckRequest())).status == 1

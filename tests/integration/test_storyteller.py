@@ -27,7 +27,7 @@ from gamekeeper.story_ports import AlreadyRecorded, MemoryAway, StoryEvent, Stor
 from gamekeeper.story_services import KnowledgeBaseMemory
 from gamekeeper.story_testing import InMemoryStoryMemory
 from gamekeeper.storyteller import Degradation
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as kb
+from gaming.knowledge_base.v1 import lore_pb2
 from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 from servicekit.clock import SystemClock
 
@@ -64,8 +64,10 @@ async def suite(postgres_database: str) -> AsyncIterator[Suite]:
 
 async def add_lore(suite: Suite) -> None:
     steps = [
-        kb.IngestDocumentsRequest(begin=kb.IngestBegin(collection="lore")),
-        kb.IngestDocumentsRequest(document=kb.IngestDocument(path="places.md", content=LORE)),
+        lore_pb2.IngestDocumentsRequest(begin=lore_pb2.IngestBegin(collection="lore")),
+        lore_pb2.IngestDocumentsRequest(
+            document=lore_pb2.IngestDocument(path="places.md", content=LORE)
+        ),
     ]
     stub: Any = suite.knowledge_base.stub
     async for _ in stub.IngestDocuments(iter(steps), timeout=30):

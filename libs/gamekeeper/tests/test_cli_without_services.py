@@ -13,7 +13,7 @@ from gamekeeper.cli.grpcurl import grpcurl_command
 from gaming.ai_router.v1 import ai_router_pb2
 from gaming.autoscaler.v1 import autoscaler_pb2
 from gaming.common.v1 import tier_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2
+from gaming.knowledge_base.v1 import story_pb2
 from servicekit.tls import TlsSettings
 
 RUNNER = CliRunner()
@@ -113,7 +113,7 @@ def test_a_world_named_by_id_takes_one_command_and_by_name_two() -> None:
     world_id = "7b0d9c1e-58f1-4a39-9f0a-0c8a3a5e2f11"
     _, method, body = parsed(run("world", "recall", world_id, "who owes us", "--grpcurl"))
     assert method.endswith("/Recall")
-    request = json_format.ParseDict(body, knowledge_base_pb2.RecallRequest())
+    request = json_format.ParseDict(body, story_pb2.RecallRequest())
     assert request.world_id == world_id
     first, second = run("world", "recall", "Hollow mere", "who's", "--grpcurl").splitlines()
     assert first.startswith('world_id="$(grpcurl -plaintext -d \'{"name":"Hollow mere"}\'')

@@ -11,7 +11,7 @@ import pytest
 from gaming.ai_router.v1 import ai_router_pb2
 from gaming.common.v1 import tier_pb2
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2
-from gaming.knowledge_base.v1 import knowledge_base_pb2
+from gaming.knowledge_base.v1 import concepts_pb2, story_pb2, worlds_pb2
 from servicekit.errors import InvalidRequest
 from servicekit.interceptors.call import Call
 from servicekit.interceptors.texts import TextCheck, problem_of_name, problem_of_prose
@@ -88,23 +88,23 @@ def violations_of(request: Any) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("field", "request_message"),
     [
-        ("name", knowledge_base_pb2.CreateWorldRequest(name="Em\u200bber")),
+        ("name", worlds_pb2.CreateWorldRequest(name="Em\u200bber")),
         (
             "events[1].participants[0]",
-            knowledge_base_pb2.RecordEventsRequest(
+            story_pb2.RecordEventsRequest(
                 events=[
-                    knowledge_base_pb2.StoryEvent(text="fine"),
-                    knowledge_base_pb2.StoryEvent(text="fine", participants=["Mi\u200bra"]),
+                    story_pb2.StoryEvent(text="fine"),
+                    story_pb2.StoryEvent(text="fine", participants=["Mi\u200bra"]),
                 ]
             ),
         ),
         (
             "attributes.key",
-            knowledge_base_pb2.PutConceptRequest(attributes={"pla\u200bce": "here"}),
+            concepts_pb2.PutConceptRequest(attributes={"pla\u200bce": "here"}),
         ),
         (
             "attributes[place]",
-            knowledge_base_pb2.PutConceptRequest(attributes={"place": "he\0re"}),
+            concepts_pb2.PutConceptRequest(attributes={"place": "he\0re"}),
         ),
         (
             "spec.messages[0].content",

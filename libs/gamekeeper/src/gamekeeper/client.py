@@ -26,7 +26,7 @@ from gaming.ai_router.v1 import ai_router_pb2_grpc
 from gaming.autoscaler.v1 import autoscaler_pb2_grpc
 from gaming.events import events_pb2
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
-from gaming.knowledge_base.v1 import knowledge_base_pb2, knowledge_base_pb2_grpc
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, subscriptions_pb2, worlds_pb2
 from servicekit.channels import ChannelSettings, open_channel
 from servicekit.settings import load_settings
 
@@ -96,7 +96,7 @@ class GamekeeperClient:
         for channel in self._channels.values():
             await channel.close()
 
-    async def ensure_world(self, name: str, description: str = "") -> knowledge_base_pb2.World:
+    async def ensure_world(self, name: str, description: str = "") -> worlds_pb2.World:
         """Returns the world of that name, made if it does not exist yet.
 
         Raises:
@@ -105,7 +105,7 @@ class GamekeeperClient:
         world = await self._find_world(name)
         if world is not None:
             return world
-        request = knowledge_base_pb2.CreateWorldRequest(
+        request = worlds_pb2.CreateWorldRequest(
             name=name,
             description=description,
             request_id=str(uuid.uuid5(_WORLD_NAMESPACE, f"{name}\n{description}")),
@@ -128,7 +128,7 @@ class GamekeeperClient:
         event_types: Sequence[events_pb2.EventType.ValueType],
         *,
         sources: Sequence[str] = (),
-    ) -> knowledge_base_pb2.EventSubscription:
+    ) -> subscriptions_pb2.EventSubscription:
         """Lets events of the game's bus become memories of a world, in place of those set before.
 
         Args:
@@ -139,9 +139,9 @@ class GamekeeperClient:
         Raises:
             CallFailed: the knowledge base is away, or knows no such world.
         """
-        request = knowledge_base_pb2.SetEventSubscriptionRequest(
+        request = subscriptions_pb2.SetEventSubscriptionRequest(
             world_id=world_id,
-            subscription=knowledge_base_pb2.EventSubscription(
+            subscription=subscriptions_pb2.EventSubscription(
                 event_types=event_types, sources=sources
             ),
             request_id=str(uuid.uuid4()),
@@ -159,11 +159,11 @@ class GamekeeperClient:
             policy=policy or StorytellerPolicy(),
         )
 
-    async def _find_world(self, name: str) -> knowledge_base_pb2.World | None:
+    async def _find_world(self, name: str) -> worlds_pb2.World | None:
         try:
             with calls_to("knowledge_base"):
                 found = await self.knowledge_base.GetWorld(
-                    knowledge_base_pb2.GetWorldRequest(name=name), timeout=_CALL_SECONDS
+                    worlds_pb2.GetWorldRequest(name=name), timeout=_CALL_SECONDS
                 )
         except CallFailed as failure:
             if failure.code is grpc.StatusCode.NOT_FOUND:

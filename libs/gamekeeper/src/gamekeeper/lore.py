@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from gaming.knowledge_base.v1 import knowledge_base_pb2, knowledge_base_pb2_grpc
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, lore_pb2
 
 __all__ = ["LARGEST_DOCUMENT_BYTES", "DocumentTooLargeError", "ingest_directory", "markdown_files"]
 
@@ -34,7 +34,7 @@ async def ingest_directory(
     collection: str = "lore",
     remove_missing: bool = True,
     timeout_seconds: float = INGEST_DEADLINE_SECONDS,
-) -> AsyncIterator[knowledge_base_pb2.IngestDocumentsResponse]:
+) -> AsyncIterator[lore_pb2.IngestDocumentsResponse]:
     """Yields the knowledge base's progress: each document, then the summary.
 
     With `remove_missing`, documents of the collection that are not in the directory vanish.
@@ -60,13 +60,13 @@ async def ingest_directory(
 
 def _requests(
     directory: Path, paths: list[Path], collection: str, remove_missing: bool
-) -> Iterator[knowledge_base_pb2.IngestDocumentsRequest]:
-    yield knowledge_base_pb2.IngestDocumentsRequest(
-        begin=knowledge_base_pb2.IngestBegin(collection=collection, remove_missing=remove_missing)
+) -> Iterator[lore_pb2.IngestDocumentsRequest]:
+    yield lore_pb2.IngestDocumentsRequest(
+        begin=lore_pb2.IngestBegin(collection=collection, remove_missing=remove_missing)
     )
     for path in paths:
-        yield knowledge_base_pb2.IngestDocumentsRequest(
-            document=knowledge_base_pb2.IngestDocument(
+        yield lore_pb2.IngestDocumentsRequest(
+            document=lore_pb2.IngestDocument(
                 path=path.relative_to(directory).as_posix(), content=path.read_bytes()
             )
         )

@@ -9,8 +9,7 @@ from datetime import UTC
 from gamekeeper.call_errors import CallFailed, calls_to
 from gamekeeper.story_ports import AlreadyRecorded, LorePassage, MemoryAway, StoryEvent
 from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
-from gaming.knowledge_base.v1 import knowledge_base_pb2 as kb
-from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc
+from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, lore_pb2, story_pb2
 
 __all__ = ["KnowledgeBaseMemory", "RouterNarrator"]
 
@@ -32,7 +31,7 @@ class KnowledgeBaseMemory:
 
     async def recall(self, world_id: str, query: str, limit: int) -> Sequence[StoryEvent]:
         """Returns the world's events that matter to the query, best first."""
-        request = kb.RecallRequest(
+        request = story_pb2.RecallRequest(
             world_id=world_id, query=query[:_LONGEST_QUERY_CHARACTERS], limit=limit
         )
         with _memory_calls():
@@ -41,14 +40,14 @@ class KnowledgeBaseMemory:
 
     async def recent(self, world_id: str, limit: int) -> Sequence[StoryEvent]:
         """Returns the world's latest events, newest first."""
-        request = kb.ListEventsRequest(world_id=world_id, page_size=limit)
+        request = story_pb2.ListEventsRequest(world_id=world_id, page_size=limit)
         with _memory_calls():
             response = await self._stub.ListEvents(request, timeout=self._timeout_seconds)
         return [_event(event) for event in response.events]
 
     async def search(self, query: str, limit: int) -> Sequence[LorePassage]:
         """Returns the passages of lore that matter to the query, best first."""
-        request = kb.SearchRequest(query=query[:_LONGEST_QUERY_CHARACTERS], limit=limit)
+        request = lore_pb2.SearchRequest(query=query[:_LONGEST_QUERY_CHARACTERS], limit=limit)
         with _memory_calls():
             response = await self._stub.Search(request, timeout=self._timeout_seconds)
         return [
@@ -66,11 +65,13 @@ class KnowledgeBaseMemory:
         self, world_id: str, events: Sequence[StoryEvent], request_id: str
     ) -> Sequence[StoryEvent]:
         """Appends events and returns them as they are remembered; a repeat appends nothing."""
-        request = kb.RecordEventsRequest(
+        request = story_pb2.RecordEventsRequest(
             world_id=world_id,
             request_id=request_id,
             events=[
-                kb.StoryEvent(text=event.text, kind=event.kind, participants=event.participants)
+                story_pb2.StoryEvent(
+                    text=event.text, kind=event.kind, participants=event.participants
+                )
                 for event in events
             ],
         )
@@ -115,7 +116,7 @@ def _memory_calls() -> Iterator[None]:
         raise
 
 
-def _event(event: kb.StoryEvent) -> StoryEvent:
+def _event(event: story_pb2.StoryEvent) -> StoryEvent:
     occurred = event.occur_time if event.HasField("occur_time") else event.record_time
     return StoryEvent(
         text=event.text,

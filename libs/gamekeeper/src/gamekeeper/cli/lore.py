@@ -29,16 +29,16 @@ from gamekeeper.lore import (
     ingest_directory,
     markdown_files,
 )
-from gaming.knowledge_base.v1 import knowledge_base_pb2
+from gaming.knowledge_base.v1 import lore_pb2
 
 __all__ = ["lore"]
 
 lore = typer.Typer(help="Ingest and search documents of lore.", no_args_is_help=True)
 
 _STATES = {
-    knowledge_base_pb2.INGEST_STATE_UNCHANGED: "unchanged",
-    knowledge_base_pb2.INGEST_STATE_STORED: "stored",
-    knowledge_base_pb2.INGEST_STATE_REMOVED: "removed",
+    lore_pb2.INGEST_STATE_UNCHANGED: "unchanged",
+    lore_pb2.INGEST_STATE_STORED: "stored",
+    lore_pb2.INGEST_STATE_REMOVED: "removed",
 }
 
 
@@ -74,7 +74,7 @@ def lore_ingest(
         _print_ingest_grpcurl(session, directory, collection, remove_missing=not keep_missing)
         return
 
-    def hear(update: knowledge_base_pb2.IngestDocumentsResponse) -> None:
+    def hear(update: lore_pb2.IngestDocumentsResponse) -> None:
         if session.as_json:
             session.emit_json(message_json(update), one_line=True)
         elif update.HasField("document"):
@@ -133,17 +133,17 @@ def lore_search(
     """
     session = Session.of(context, output, grpcurl, timeout)
     modes = {
-        "hybrid": knowledge_base_pb2.SEARCH_MODE_HYBRID,
-        "vector": knowledge_base_pb2.SEARCH_MODE_VECTOR,
-        "keyword": knowledge_base_pb2.SEARCH_MODE_KEYWORD,
+        "hybrid": lore_pb2.SEARCH_MODE_HYBRID,
+        "vector": lore_pb2.SEARCH_MODE_VECTOR,
+        "keyword": lore_pb2.SEARCH_MODE_KEYWORD,
     }
     if mode not in modes:
         fail(f"--mode {mode} is none of {', '.join(modes)}", exit_code=EXIT_USAGE)
-    request = knowledge_base_pb2.SearchRequest(
+    request = lore_pb2.SearchRequest(
         query=query, limit=limit, mode=modes[mode], collections=collection or []
     )
 
-    def render(answer: knowledge_base_pb2.SearchResponse) -> None:
+    def render(answer: lore_pb2.SearchResponse) -> None:
         if not answer.results:
             session.console.print("nothing was found")
         for number, result in enumerate(answer.results, start=1):
@@ -157,7 +157,7 @@ def lore_search(
     session.show("knowledge_base", "Search", request, render)
 
 
-def citation_words(citation: knowledge_base_pb2.Citation) -> str:
+def citation_words(citation: lore_pb2.Citation) -> str:
     """`lore/03-factions.md > Wardens > Oaths, lines 40-52`."""
     headings = " > ".join([citation.path, *citation.heading_path[-2:]])
     return f"{headings}, lines {citation.start_line}-{citation.end_line}"

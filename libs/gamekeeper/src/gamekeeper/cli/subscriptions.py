@@ -20,7 +20,7 @@ from gamekeeper.cli.session import (
     fail,
 )
 from gamekeeper.cli.worlds import WorldArgument, show_for_world
-from gaming.knowledge_base.v1 import knowledge_base_pb2
+from gaming.knowledge_base.v1 import subscriptions_pb2
 from messaging.event_types import number_of, text_of
 
 __all__ = ["world_subscribe", "world_subscription", "world_unsubscribe"]
@@ -56,7 +56,7 @@ def world_subscribe(
             advice="see `gamekeeper events types`",
             exit_code=EXIT_USAGE,
         )
-    subscription = knowledge_base_pb2.EventSubscription(
+    subscription = subscriptions_pb2.EventSubscription(
         event_types=numbers,  # type: ignore[arg-type]  # numbers of the table of types
         sources=source or [],
     )
@@ -65,7 +65,7 @@ def world_subscribe(
         session,
         name,
         "SetEventSubscription",
-        lambda world_id: knowledge_base_pb2.SetEventSubscriptionRequest(
+        lambda world_id: subscriptions_pb2.SetEventSubscriptionRequest(
             world_id=world_id, subscription=subscription, request_id=request_id
         ),
         _render(session, "takes"),
@@ -90,7 +90,7 @@ def world_subscription(
         session,
         name,
         "GetEventSubscription",
-        lambda world_id: knowledge_base_pb2.GetEventSubscriptionRequest(world_id=world_id),
+        lambda world_id: subscriptions_pb2.GetEventSubscriptionRequest(world_id=world_id),
         _render(session, "takes"),
     )
 
@@ -114,7 +114,7 @@ def world_unsubscribe(
         session,
         name,
         "DeleteEventSubscription",
-        lambda world_id: knowledge_base_pb2.DeleteEventSubscriptionRequest(
+        lambda world_id: subscriptions_pb2.DeleteEventSubscriptionRequest(
             world_id=world_id, request_id=request_id
         ),
         _render(session, "no longer takes"),

@@ -15,7 +15,7 @@ from gamekeeper.cli.tiers import TierName, tier_number
 from gamekeeper.client import GamekeeperClient
 from gamekeeper.story_context import Citation, CitationKind
 from gamekeeper.storyteller import ContextReady, StoryPiece, StorytellerPolicy, StoryTurn
-from gaming.knowledge_base.v1 import knowledge_base_pb2
+from gaming.knowledge_base.v1 import worlds_pb2
 
 __all__ = ["tell"]
 
@@ -48,7 +48,7 @@ async def _tell(session: Session, world: str, action: str, policy: StorytellerPo
     async with GamekeeperClient(session.addresses, session.channel) as client:
         try:
             found = await client.knowledge_base.GetWorld(
-                knowledge_base_pb2.GetWorldRequest(name=world), timeout=10.0
+                worlds_pb2.GetWorldRequest(name=world), timeout=10.0
             )
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.NOT_FOUND:

@@ -19,7 +19,7 @@ from gamekeeper.cli.session import (
     TimeoutOption,
 )
 from gamekeeper.cli.wording import moment
-from gaming.knowledge_base.v1 import knowledge_base_pb2
+from gaming.knowledge_base.v1 import story_pb2, worlds_pb2
 
 __all__ = ["WorldArgument", "show_for_world", "world"]
 
@@ -47,7 +47,7 @@ def world_create(
       gamekeeper world create Hollowmere --description "Tuesday's group"
     """
     session = Session.of(context, output, grpcurl, timeout)
-    request = knowledge_base_pb2.CreateWorldRequest(
+    request = worlds_pb2.CreateWorldRequest(
         name=name, description=description, request_id=str(uuid.uuid4())
     )
     session.show(
@@ -76,7 +76,7 @@ def world_list(
     """
     session = Session.of(context, output, grpcurl, timeout)
 
-    def render(answer: knowledge_base_pb2.ListWorldsResponse) -> None:
+    def render(answer: worlds_pb2.ListWorldsResponse) -> None:
         table = Table(box=None, padding=(0, 1))
         for heading in ("name", "events", "made", "id", "description"):
             table.add_column(heading)
@@ -90,7 +90,7 @@ def world_list(
             )
         session.console.print(table)
 
-    request = knowledge_base_pb2.ListWorldsRequest(page_size=limit)
+    request = worlds_pb2.ListWorldsRequest(page_size=limit)
     session.show("knowledge_base", "ListWorlds", request, render)
 
 
@@ -110,7 +110,7 @@ def world_show(
     """
     session = Session.of(context, output, grpcurl, timeout)
 
-    def render(answer: knowledge_base_pb2.GetWorldResponse) -> None:
+    def render(answer: worlds_pb2.GetWorldResponse) -> None:
         each = answer.world
         session.console.print(
             f"[bold]{escape(each.name)}[/bold]  {escape(each.description)}\n"
@@ -138,7 +138,7 @@ def world_events(
     """
     session = Session.of(context, output, grpcurl, timeout)
 
-    def render(answer: knowledge_base_pb2.ListEventsResponse) -> None:
+    def render(answer: story_pb2.ListEventsResponse) -> None:
         for event in answer.events:
             _print_event(session, event)
         if not answer.events:
@@ -148,7 +148,7 @@ def world_events(
         session,
         name,
         "ListEvents",
-        lambda world_id: knowledge_base_pb2.ListEventsRequest(world_id=world_id, page_size=limit),
+        lambda world_id: story_pb2.ListEventsRequest(world_id=world_id, page_size=limit),
         render,
     )
 
@@ -174,7 +174,7 @@ def world_recall(
     """
     session = Session.of(context, output, grpcurl, timeout)
 
-    def render(answer: knowledge_base_pb2.RecallResponse) -> None:
+    def render(answer: story_pb2.RecallResponse) -> None:
         for memory in answer.events:
             note = (
                 f"score {memory.score:.2f} = relevance {memory.relevance:.2f}, "
@@ -188,7 +188,7 @@ def world_recall(
         session,
         name,
         "Recall",
-        lambda world_id: knowledge_base_pb2.RecallRequest(
+        lambda world_id: story_pb2.RecallRequest(
             world_id=world_id, query=query, limit=limit, participants=who or []
         ),
         render,
@@ -214,12 +214,12 @@ def world_record(
       gamekeeper world record Hollowmere "Mara lent her name to the bell" --who Mara
     """
     session = Session.of(context, output, grpcurl, timeout)
-    event = knowledge_base_pb2.StoryEvent(
+    event = story_pb2.StoryEvent(
         text=text, kind=kind, participants=who or [], importance=importance
     )
     request_id = str(uuid.uuid4())
 
-    def render(answer: knowledge_base_pb2.RecordEventsResponse) -> None:
+    def render(answer: story_pb2.RecordEventsResponse) -> None:
         for each in answer.events:
             session.console.print(f"recorded  [dim]{each.event_id}[/dim]")
 
@@ -227,7 +227,7 @@ def world_record(
         session,
         name,
         "RecordEvents",
-        lambda world_id: knowledge_base_pb2.RecordEventsRequest(
+        lambda world_id: story_pb2.RecordEventsRequest(
             world_id=world_id, events=[event], request_id=request_id
         ),
         render,
@@ -260,8 +260,8 @@ def show_for_world(session: Session, name: str, method: str, request: Any, rende
 
 def _world_named(name: str) -> Message:
     if _is_id(name):
-        return knowledge_base_pb2.GetWorldRequest(world_id=name)
-    return knowledge_base_pb2.GetWorldRequest(name=name)
+        return worlds_pb2.GetWorldRequest(world_id=name)
+    return worlds_pb2.GetWorldRequest(name=name)
 
 
 def _is_id(text: str) -> bool:
@@ -271,7 +271,7 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def _print_event(session: Session, event: knowledge_base_pb2.StoryEvent, note: str = "") -> None:
+def _print_event(session: Session, event: story_pb2.StoryEvent, note: str = "") -> None:
     when = event.occur_time if event.HasField("occur_time") else event.record_time
     who = f" ({', '.join(event.participants)})" if event.participants else ""
     session.console.print(

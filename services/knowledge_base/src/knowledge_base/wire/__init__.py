@@ -1,0 +1,1 @@
+"""Between messages and the domain; nothing is decided here."""

@@ -1,0 +1,78 @@
+"""Documents and passages of lore on the wire."""
+
+from gaming.knowledge_base.v1 import lore_pb2
+from knowledge_base.domain.lore import (
+    Document,
+    IngestedDocument,
+    IngestState,
+    IngestSummary,
+    SearchMode,
+    SearchResult,
+)
+from knowledge_base.wire.times import stamp
+
+__all__ = ["SEARCH_MODES", "document_message", "ingest_message", "search_result_message"]
+
+SEARCH_MODES = {
+    lore_pb2.SEARCH_MODE_UNSPECIFIED: SearchMode.HYBRID,
+    lore_pb2.SEARCH_MODE_HYBRID: SearchMode.HYBRID,
+    lore_pb2.SEARCH_MODE_VECTOR: SearchMode.VECTOR,
+    lore_pb2.SEARCH_MODE_KEYWORD: SearchMode.KEYWORD,
+}
+
+
+_INGEST_STATES = {
+    IngestState.UNCHANGED: lore_pb2.INGEST_STATE_UNCHANGED,
+    IngestState.STORED: lore_pb2.INGEST_STATE_STORED,
+    IngestState.REMOVED: lore_pb2.INGEST_STATE_REMOVED,
+}
+
+
+def document_message(document: Document) -> lore_pb2.Document:
+    """Returns a document."""
+    return lore_pb2.Document(
+        collection=document.collection,
+        path=document.path,
+        title=document.title,
+        chunks=document.chunks,
+        ingest_time=stamp(document.ingest_time),
+        content_sha256=document.content_sha256.hex(),
+    )
+
+
+def ingest_message(update: IngestedDocument | IngestSummary) -> lore_pb2.IngestDocumentsResponse:
+    """Returns a step of an ingest's progress."""
+    if isinstance(update, IngestedDocument):
+        document = lore_pb2.IngestedDocument(
+            path=update.path,
+            state=_INGEST_STATES[update.state],
+            chunks=update.chunks,
+            embedded_chunks=update.embedded_chunks,
+        )
+        return lore_pb2.IngestDocumentsResponse(document=document)
+    summary = lore_pb2.IngestSummary(
+        stored_documents=update.stored_documents,
+        unchanged_documents=update.unchanged_documents,
+        removed_documents=update.removed_documents,
+        chunks=update.chunks,
+        embedded_chunks=update.embedded_chunks,
+    )
+    return lore_pb2.IngestDocumentsResponse(summary=summary)
+
+
+def search_result_message(result: SearchResult) -> lore_pb2.SearchResult:
+    """Returns a passage with its citation."""
+    citation = result.citation
+    return lore_pb2.SearchResult(
+        text=result.text,
+        citation=lore_pb2.Citation(
+            collection=citation.collection,
+            path=citation.path,
+            heading_path=citation.heading_path,
+            start_line=citation.start_line,
+            end_line=citation.end_line,
+        ),
+        score=result.score,
+        vector_score=result.vector_score,
+        keyword_score=result.keyword_score,
+    )
