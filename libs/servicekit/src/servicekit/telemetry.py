@@ -8,20 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from opentelemetry import metrics, trace
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from servicekit.settings import setting
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.trace import TracerProvider
 
 __all__ = ["Telemetry", "TelemetrySettings", "configure_logging"]
 
@@ -66,18 +63,10 @@ class Telemetry:
             self.meter: Meter = metrics.NoOpMeterProvider().get_meter(service_name)
             self.tracer: trace.Tracer = trace.NoOpTracerProvider().get_tracer(service_name)
             return
-        resource = Resource.create({"service.name": service_name})
-        reader = PeriodicExportingMetricReader(
-            OTLPMetricExporter(endpoint=settings.otlp_endpoint), export_interval_millis=10_000
-        )
-        # `close` ends them; their own exit hooks would wait for an absent collector once more.
-        meter_provider = MeterProvider(
-            resource=resource, metric_readers=[reader], shutdown_on_exit=False
-        )
-        tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        tracer_provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint=settings.otlp_endpoint))
-        )
+        # Loading the SDK and its exporter takes 0.15 s, which a process that exports nothing saves.
+        from servicekit.telemetry_export import open_providers  # noqa: PLC0415  # see above
+
+        meter_provider, tracer_provider = open_providers(service_name, settings.otlp_endpoint)
         self._providers = [meter_provider, tracer_provider]
         self.meter = meter_provider.get_meter(service_name)
         self.tracer = tracer_provider.get_tracer(service_name)

@@ -7,7 +7,7 @@ python -m knowledge_base prepare-model   writes the embedding model's graph, the
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -77,9 +77,11 @@ async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> Non
             settings.ranking,
             announces=settings.messaging.publishes,
         )
-        bus_tasks = await stack.enter_async_context(_join_bus(settings, runtime, embedder))
         await runtime.serve(
-            [servicer.registration()], settings.server, memory.forget_requests, *bus_tasks
+            [servicer.registration()],
+            settings.server,
+            memory.forget_requests,
+            partial(_run_bus, settings, runtime, embedder),
         )
 
 
@@ -142,18 +144,17 @@ def compose_listener(
     return take
 
 
-@asynccontextmanager
-async def _join_bus(
+async def _run_bus(
     settings: KnowledgeBaseSettings, runtime: ServiceRuntime, embedder: Embedder
-) -> AsyncIterator[tuple[Callable[[], Awaitable[None]], ...]]:
-    """Joins the game's event bus as far as the settings name it; yields the tasks that keep it up.
+) -> None:
+    """Joins the game's event bus as far as the settings name it, beside the server.
 
-    The bus has database connections of its own: a flood of events takes none from callers.
+    Callers do not wait for it, and a flood of events takes no database connection from them: the
+    bus has its own.
     """
     messaging = settings.messaging
     say_what_is_joined(messaging)
     if not (messaging.publishes or messaging.consumes):
-        yield ()
         return
     clock, telemetry, rng = runtime.clock, runtime.telemetry, runtime.random
     async with AsyncExitStack() as stack:
@@ -183,7 +184,8 @@ async def _join_bus(
                 open_consumer(messaging, take, clock=clock, telemetry=telemetry, random=rng)
             )
             tasks += (partial(keep_running, "consumer", consumer.run, runtime.stopping, clock),)
-        yield tasks
+        # Each ends by itself, in order, once the service is stopping; none of them raises.
+        await asyncio.gather(*(task() for task in tasks))
 
 
 async def migrate(settings: MigrationSettings, runtime: ServiceRuntime) -> None:
