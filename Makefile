@@ -141,6 +141,10 @@ check: lint types proto-lint ## everything that needs no running service
 bench: setup ## run the benchmarks; each prints ratios against a rival or a limit
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
+.PHONY: eval
+eval: setup ## measure what the knowledge base finds, against baselines; gated (ARGS="--set PATH")
+	@$(BIN)/python benchmarks/knowledge_base/evaluate.py $(ARGS)
+
 .PHONY: clean
 clean: ## remove what was built here; the data of `make run` stays
 	@rm -rf .venv .tool .cache protos/gen .mypy_cache .ruff_cache .pytest_cache
