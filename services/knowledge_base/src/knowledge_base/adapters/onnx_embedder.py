@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer
 
 from knowledge_base.adapters.minilm_weights import MODEL_NAME, find_model_files
 from knowledge_base.adapters.model_cache import ensure_graph
-from servicekit.errors import Overloaded
+from knowledge_base.adapters.query_batches import QueryBatches
 
 __all__ = ["OnnxEmbedder"]
 
@@ -26,12 +26,14 @@ _PADDED_TOKENS_PER_RUN = 256
 # One worker is left to queries while another embeds documents.
 _WORKERS = 2
 _QUERIES_WAITING = 64
+_QUERIES_PER_BATCH = 16
 
 
 class OnnxEmbedder:
     """Embeds texts as unit vectors of 384 float32.
 
-    Queries have a worker of their own and do not wait behind documents.
+    Queries have a worker of their own and do not wait behind documents; those that come while it
+    runs share its next run.
 
     Args:
         graph: the ONNX graph, see `ensure_graph`.
@@ -53,7 +55,9 @@ class OnnxEmbedder:
         self._tokenizer.no_padding()
         self._executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="embedder")
         self._documents = asyncio.Semaphore(_WORKERS - 1)
-        self._waiting_queries = 0
+        self._queries = QueryBatches(
+            self._submit, largest=_QUERIES_PER_BATCH, waiting=_QUERIES_WAITING
+        )
 
     @classmethod
     def from_package(cls, cache_directory: Path, *, threads: int = 1) -> Self:
@@ -83,14 +87,7 @@ class OnnxEmbedder:
 
         Raises Overloaded when too many queries wait.
         """
-        if self._waiting_queries >= _QUERIES_WAITING:
-            raise Overloaded("too many queries wait for their embedding; try again shortly")
-        self._waiting_queries += 1
-        try:
-            vector: NDArray[np.float32] = (await self._in_worker([text]))[0]
-            return vector
-        finally:
-            self._waiting_queries -= 1
+        return await self._queries.embed(text)
 
     async def embed_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Returns the unit vectors of texts, shape [len(texts), 384], in the order given.
@@ -104,7 +101,7 @@ class OnnxEmbedder:
         while start < len(order):
             batch = order[start : start + _batch_size(len(texts[order[start]]))]
             async with self._documents:
-                vectors[batch] = await self._in_worker([texts[index] for index in batch])
+                vectors[batch] = await self._submit([texts[index] for index in batch])
             start += len(batch)
         return vectors
 
@@ -123,8 +120,8 @@ class OnnxEmbedder:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    async def _in_worker(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._run, texts)
+    def _submit(self, texts: Sequence[str]) -> asyncio.Future[NDArray[np.float32]]:
+        return asyncio.get_running_loop().run_in_executor(self._executor, self._run, texts)
 
     def _run(self, texts: Sequence[str]) -> NDArray[np.float32]:
         encodings = [self._tokenizer.encode(text) for text in texts]
