@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import AsyncIterable, AsyncIterator
 from contextlib import asynccontextmanager
@@ -124,23 +125,27 @@ class TestCallersThatLetGo:
         self, tmp_path: Path, farewell: str
     ) -> None:
         """The one place for streams is free again; gRPC 1.84 and 1.85 never give it back."""
+        noticed = []
         async with (
             collector_process(tmp_path / "log", GAMEKEEPER_MAX_CONCURRENT_STREAMS="1") as service,
             Http2Attacker.connect(service.address) as other,
         ):
-            for _ in range(3):
+            for _ in range(5):
                 async with Http2Attacker.connect(service.address) as watcher:
-                    stream, answer = begin(watcher, WATCH_FLEET, watch_fleet())
-                    await started(answer)
-                    assert not answer.ended.is_set()
+                    stream = await take_place(watcher)
                     refused = await other.call(WATCH_FLEET, watch_fleet())
                     assert refused.status == RESOURCE_EXHAUSTED
+                    let_go = time.monotonic()
                     if farewell == "reset":
                         watcher.reset_stream(stream)
-                        await watcher.flush()
-                        await has_room(other)
+                        probe = await take_place(other)
                 if farewell == "disconnect":
-                    await has_room(other)
+                    let_go = time.monotonic()
+                    probe = await take_place(other)
+                noticed.append(time.monotonic() - let_go)
+                other.reset_stream(probe)  # the next watcher takes this place once it is free
+        # A busy machine holds up this process as well as the service: one of five may be late.
+        assert statistics.median(noticed) < NOTICED_WITHIN_SECONDS, noticed
 
     async def test_a_dropped_answer_is_not_generated_any_further(self, tmp_path: Path) -> None:
         held = Script(tokens=["The ", "lamp ", "burns."], hold_before=1)
@@ -201,15 +206,15 @@ async def queue_length(
                 return
 
 
-async def has_room(connection: Http2Attacker) -> None:
-    """Waits until a stream is taken, and drops it."""
-    async with asyncio.timeout(NOTICED_WITHIN_SECONDS):
+async def take_place(connection: Http2Attacker) -> int:
+    """Watches, as soon as there is room for one more watcher; returns the stream."""
+    async with asyncio.timeout(30):
         while True:
             stream, answer = begin(connection, WATCH_FLEET, watch_fleet())
             await answer.started.wait()
             if answer.status is None:
-                connection.reset_stream(stream)
-                return
+                return stream
+            assert answer.status == RESOURCE_EXHAUSTED
 
 
 def dropped(service: ServiceProcess) -> list[dict[str, object]]:
