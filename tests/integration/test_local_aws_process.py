@@ -59,7 +59,7 @@ def test_a_process_serves_groups_whose_instances_come_up_by_themselves(tmp_path:
         assert running_tiers == {"gold", "silver"}
 
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=15) == 0
+        assert process.wait(timeout=60) == 0
         assert not state_file.exists()
     finally:
         process.kill()

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ _NOTICE = (
     "This is a simulation of AWS on 127.0.0.1. It checks no credentials, launches nothing and "
     "costs nothing."
 )
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,9 +72,9 @@ def _serve(arguments: argparse.Namespace) -> int:
         time_compression=arguments.time_compression,
         settings=CloudSettings(zones=zones),
     )
-    stop = threading.Event()
-    for wanted in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(wanted, lambda *_: stop.set())
+    # Waited for, not handled: a handler that sets an Event stops for good when its signal comes
+    # while the same thread holds that Event's lock. Threads made later inherit the mask.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     server = LocalAwsServer(region, port=arguments.port, cluster=arguments.cluster)
     try:
         server.front.control.ready.clear()
@@ -107,7 +107,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         if arguments.state_file is not None:
             arguments.state_file.write_text(ready + "\n")
         print(ready, flush=True)
-        stop.wait()
+        signal.sigwait(_ENDING)
     finally:
         server.stop()
         if arguments.state_file is not None:
@@ -116,4 +116,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is said and closed. Taking moto's objects apart would cost most of a second of CPU, which
+    # on a busy machine is longer than who asked for the end is ready to wait.
+    os._exit(status)
