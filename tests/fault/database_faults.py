@@ -29,8 +29,8 @@ __all__ = [
 _TMPFS_MEGABYTES = 256
 _CONNECTIONS = 30
 _HOG = {"application_name": "hog"}
-# Ends what others still have; how many there were.
-_OTHERS_ENDED = """
+# Ends what others have, or are about to have.
+_END_OTHERS = """
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE backend_type = 'client backend' AND application_name <> 'hog'
 """
@@ -109,14 +109,19 @@ class ConnectionsExhausted:
     @asynccontextmanager
     async def strikes(self, server: EmbeddedPostgres) -> AsyncIterator[None]:
         async with AsyncExitStack() as hogs:
-            first = await asyncpg.connect(server.url(), server_settings=_HOG)
+            first = await asyncpg.connect(server.url(), server_settings=_HOG, timeout=30)
             hogs.push_async_callback(first.close, timeout=10)
-            async with asyncio.timeout(30):
-                while await first.fetchval(_OTHERS_ENDED):
+            held = 1
+            async with asyncio.timeout(60):
+                # A refusal does not say that none is free: those that were ended leave late, and
+                # whoever comes first has their place. So every single one must be held.
+                while held < _CONNECTIONS:
+                    await first.fetchval(_END_OTHERS)
                     with contextlib.suppress(asyncpg.PostgresError):
                         while True:
                             hog = await asyncpg.connect(server.url(), server_settings=_HOG)
                             hogs.push_async_callback(hog.close, timeout=10)
+                            held += 1
             yield
 
 

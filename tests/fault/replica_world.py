@@ -175,14 +175,14 @@ def _sizes_set(region: Region) -> list[int]:
     return sizes
 
 
-async def until(condition: Callable[[], object], timeout_seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], object], timeout_seconds: float = 60.0) -> None:
     """Wait until other processes have made something true."""
     async with asyncio.timeout(timeout_seconds):
         while not condition():  # noqa: ASYNC110 - another process acts
             await asyncio.sleep(0.02)
 
 
-async def until_leader(replica: ReplicaProcess, name: str, timeout_seconds: float = 30.0) -> float:
+async def until_leader(replica: ReplicaProcess, name: str, timeout_seconds: float = 60.0) -> float:
     """Wait until a replica sees `name` lead; return how long that took."""
     started = asyncio.get_running_loop().time()
     async with asyncio.timeout(timeout_seconds):
