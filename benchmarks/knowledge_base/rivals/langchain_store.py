@@ -10,6 +10,7 @@ each leg and adds their scores, which is the library's default fusion.
 import asyncio
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from exchange import Documents, Queries, Searched, converse, embedded, timed
@@ -102,7 +103,7 @@ class LangChainStore:
 
         async def client() -> None:
             for row in waiting:
-                found[row] = await timed(lambda row=row: self._one(row, scope, mode, limit))
+                found[row] = await timed(partial(self._one, row, scope, mode, limit))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):

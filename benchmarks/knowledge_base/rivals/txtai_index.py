@@ -9,6 +9,7 @@ runs queries one at a time on one connection.
 
 import asyncio
 import sys
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,7 @@ class TxtaiIndex:
         self, rows: list[int], scope: str | None, mode: str, limit: int, clients: int
     ) -> Searched:
         """Searches for the queries in these rows, one after another."""
-        found = [await timed(lambda row=row: self._one(row, mode, limit)) for row in rows]
+        found = [await timed(partial(self._one, row, mode, limit)) for row in rows]
         return Searched([ids for ids, _ in found], [seconds for _, seconds in found])
 
     async def _one(self, row: int, mode: str, limit: int) -> list[str]:
