@@ -242,7 +242,7 @@ async def test_a_document_that_cannot_be_stored_ends_the_ingest_and_keeps_the_re
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     info = failure_of(caught.value)
     assert info.reason == "INVALID_DOCUMENT"
-    assert info.metadata == {"path": "wall.md", "byte": "8", "line": "3"}
+    assert info.metadata == {"path": "wall.md", "byte": "8", "line": "3", "column": "4"}
     paths = {r.citation.path for r in await search(running, "kite lamps bell")}
     assert paths == {"new.md", "wall.md", "bell.md"}
 

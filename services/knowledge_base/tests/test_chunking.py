@@ -104,7 +104,13 @@ def test_moving_text_down_changes_lines_but_not_hashes() -> None:
 def test_nul_is_refused_with_its_position() -> None:
     with pytest.raises(InvalidDocument) as caught:
         chunk_document("a.md", b"# T\n\nab\0c")
-    assert caught.value.metadata == {"path": "a.md", "byte": "7", "line": "3"}
+    assert caught.value.metadata == {"path": "a.md", "byte": "7", "line": "3", "column": "3"}
+
+
+def test_a_refused_position_counts_characters_and_not_the_mark_of_the_encoding() -> None:
+    with pytest.raises(InvalidDocument) as caught:
+        chunk_document("a.md", "\ufeff\u00e9\U0001f514\0".encode())
+    assert caught.value.metadata == {"path": "a.md", "byte": "9", "line": "1", "column": "3"}
 
 
 def test_what_is_not_utf8_is_refused_with_its_position() -> None:

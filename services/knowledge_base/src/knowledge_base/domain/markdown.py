@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
+from knowledge_base.domain.front_matter import FieldValue, parse_front_matter
+
 __all__ = ["Block", "BlockKind", "Markdown", "Section", "parse_markdown"]
 
 _LINE_BREAK = re.compile(r"\r\n|\r|\n")
@@ -19,8 +21,8 @@ _SETEXT_UNDERLINE = re.compile(r"^ {0,3}(?P<mark>=+|-+)[ \t]*$")
 _FENCE = re.compile(r"^ {0,3}(?P<mark>`{3,}|~{3,})(?P<info>.*)$")
 _THEMATIC_BREAK = re.compile(r"^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$")
 _TABLE_DELIMITER = re.compile(r"^ {0,3}\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?[ \t]*$")
-_FRONT_MATTER_FIELD = re.compile(r"^(?P<key>[A-Za-z_][\w-]*)[ \t]*:(?:[ \t]+(?P<value>.*))?$")
 _EMPHASIS = re.compile(r"[*`]")
+_DECLARATION = re.compile(r"[ \t]*\{concept(?:=(?P<kind>[\w -]{1,64}))?\}$")
 
 
 class BlockKind(Enum):
@@ -55,23 +57,27 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Markdown:
-    """A document: its front matter, its sections in order."""
+    """A document: its front matter, its sections in order.
 
-    front_matter: Mapping[str, str | list[str]]
+    `concept_headings` are the heading paths whose last heading declares a concept, with its kind.
+    """
+
+    front_matter: Mapping[str, FieldValue]
     sections: tuple[Section, ...]
+    concept_headings: tuple[tuple[tuple[str, ...], str], ...] = ()
 
 
 def parse_markdown(text: str) -> Markdown:
     """Returns the document's structure; every text is a document.
 
-    Front matter is the simple part of YAML: `key: value`, `key: [a, b]` and lists of `- item` lines
-    below a key. Lines that are none of these are left out.
+    Front matter stands between two lines `---` at the very top; see `parse_front_matter`.
     """
     lines = _LINE_BREAK.split(text.removeprefix("\ufeff"))
     front_matter, first = _front_matter(lines)
     sections: list[Section] = []
     path: list[tuple[int, str]] = []
     blocks: list[Block] = []
+    declared: list[tuple[tuple[str, ...], str]] = []
 
     def finish() -> None:
         if blocks:
@@ -86,10 +92,15 @@ def parse_markdown(text: str) -> Markdown:
         level, title = item
         while path and path[-1][0] >= level:
             path.pop()
+        declaration = _DECLARATION.search(title)
+        if declaration is not None:
+            title = title[: declaration.start()]
         if title:
             path.append((level, title))
+            if declaration is not None:
+                declared.append((tuple(name for _, name in path), declaration["kind"] or ""))
     finish()
-    return Markdown(MappingProxyType(front_matter), tuple(sections))
+    return Markdown(MappingProxyType(front_matter), tuple(sections), tuple(declared))
 
 
 def _blocks(lines: list[str], index: int) -> Iterator[Block | tuple[int, str]]:
@@ -175,31 +186,11 @@ def _plain(heading: str) -> str:
     return _EMPHASIS.sub("", heading).strip()
 
 
-def _front_matter(lines: list[str]) -> tuple[dict[str, str | list[str]], int]:
+def _front_matter(lines: list[str]) -> tuple[dict[str, FieldValue], int]:
     """Returns the fields and the index of the first line after them."""
     if not lines or lines[0].rstrip() != "---":
         return {}, 0
     end = next((i for i, line in enumerate(lines[1:], 1) if line.rstrip() in {"---", "..."}), 0)
     if not end:
         return {}, 0
-    fields: dict[str, str | list[str]] = {}
-    key = ""
-    for line in lines[1:end]:
-        if match := _FRONT_MATTER_FIELD.match(line):
-            key, value = match["key"], (match["value"] or "").strip()
-            if value.startswith("[") and value.endswith("]"):
-                fields[key] = [_unquoted(item) for item in value[1:-1].split(",") if item.strip()]
-            else:
-                fields[key] = _unquoted(value)
-        elif key and line.lstrip().startswith("- "):
-            items = fields[key]
-            item = _unquoted(line.lstrip()[2:])
-            fields[key] = [*items, item] if isinstance(items, list) else [item]
-    return fields, end + 1
-
-
-def _unquoted(value: str) -> str:
-    value = value.strip()
-    if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-        return value[1:-1]
-    return value
+    return parse_front_matter(lines[1:end]), end + 1
