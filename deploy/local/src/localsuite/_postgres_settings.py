@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 __all__ = ["LOCAL_SETTINGS", "NOT_DURABLE", "configuration_text"]
 
-#: Chosen for one machine with a few services: little memory, few processes, no replication.
+#: Chosen for one machine with a few services: little memory, few processes. Replication is for
+#: `gamekeeper backup` alone; a slot that nobody reads any more keeps at most a gigabyte of WAL.
 #: Dynamic shared memory is a file and parallel plans are off, so that a container's small
 #: /dev/shm (64 MiB is usual) never fails an index build; PostgreSQL's main memory is anonymous.
 LOCAL_SETTINGS: Mapping[str, str] = {
@@ -21,9 +22,11 @@ LOCAL_SETTINGS: Mapping[str, str] = {
     "max_parallel_workers": "0",
     "io_method": "sync",
     "jit": "off",
-    "wal_level": "minimal",
-    "max_wal_senders": "0",
-    "max_replication_slots": "0",
+    "wal_level": "replica",
+    "max_wal_senders": "4",
+    "max_replication_slots": "4",
+    "max_slot_wal_keep_size": "1GB",
+    "hot_standby": "off",
     "max_logical_replication_workers": "0",
     "max_wal_size": "256MB",
     "timezone": "UTC",

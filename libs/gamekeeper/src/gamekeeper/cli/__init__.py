@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gamekeeper.cli.ask import ask
+from gamekeeper.cli.backups import backup, restore_command, verify_command
 from gamekeeper.cli.capacity import decisions, override, tiers, why
 from gamekeeper.cli.certificates import certs
 from gamekeeper.cli.events import events
@@ -92,6 +93,9 @@ app.add_typer(world, name="world")
 app.add_typer(events, name="events")
 app.command("ask")(ask)
 app.add_typer(certs, name="certs")
+app.add_typer(backup, name="backup")
+app.command("restore")(restore_command)
+app.command("verify")(verify_command)
 
 
 def main() -> None:
