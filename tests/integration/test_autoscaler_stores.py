@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from autoscaler.adapters.postgres_journal import PostgresDrains
 from autoscaler.adapters.postgres_stores import open_postgres_stores
 from autoscaler.buffered_journal import BufferedJournal, SaveDecision
 from autoscaler.domain.control_state import ControlState
@@ -28,7 +29,7 @@ from autoscaler.testing.builders import START, build_policy, build_tier_snapshot
 from autoscaler.testing.memory_stores import MemoryDatabase
 from gaming.events.events_pb2 import CapacityChangedEvent, GameEvent
 from localsuite.postgres import EmbeddedPostgres
-from servicekit.postgres import DatabaseAway
+from servicekit.postgres import DatabaseAway, load_queries
 
 
 @dataclass
@@ -173,21 +174,76 @@ async def test_old_decisions_are_deleted(backend: Backend) -> None:
     assert [r.decide_time for r in left.records] == [START + 2]
 
 
+DRAIN = Drain(
+    instance_id="i-1",
+    tier=Tier.GOLD,
+    server_ids=("gold-1", "gold-2"),
+    start_time=START,
+    deadline=START + 60,
+    decision_id=record().decision_id,
+)
+
+
 async def test_drains_outlive_their_leader(backend: Backend) -> None:
-    drain = Drain(
-        instance_id="i-1",
-        tier=Tier.GOLD,
-        server_ids=("gold-1", "gold-2"),
-        start_time=START,
-        deadline=START + 60,
-        decision_id=record().decision_id,
-    )
-    await backend.stores.drains.save_drain(drain)
-    await backend.stores.drains.save_drain(replace(drain, deadline=START + 999))
-    assert await backend.others.drains.drains() == {"i-1": drain}
-    await backend.others.drains.end_drain("i-1")
-    await backend.others.drains.end_drain("i-1")
+    first = await backend.stores.lease.acquire("first", 60)
+    assert await backend.stores.drains.save_drain(DRAIN, first.epoch)
+    assert await backend.stores.drains.save_drain(replace(DRAIN, deadline=START + 999), first.epoch)
+    assert await backend.others.drains.drains() == {"i-1": DRAIN}
+    await backend.stores.lease.release("first")
+    second = await backend.others.lease.acquire("second", 60)
+    assert await backend.others.drains.end_drain("i-1", second.epoch)
+    assert await backend.others.drains.end_drain("i-1", second.epoch)
     assert await backend.stores.drains.drains() == {}
+
+
+async def test_a_leader_of_an_earlier_epoch_writes_no_drain_and_ends_none(
+    backend: Backend,
+) -> None:
+    first = await backend.stores.lease.acquire("first", 60)
+    await backend.stores.lease.release("first")
+    # Its lease has run out, and yet nobody else leads: what it says of drains still counts.
+    assert await backend.stores.drains.save_drain(DRAIN, first.epoch)
+    await backend.others.lease.acquire("second", 60)
+    late = replace(DRAIN, instance_id="i-2")
+    assert not await backend.stores.drains.save_drain(late, first.epoch)
+    assert not await backend.stores.drains.end_drain("i-1", first.epoch)
+    assert await backend.others.drains.drains() == {"i-1": DRAIN}
+
+
+async def test_who_takes_the_lease_sees_the_drain_that_was_being_written_before(
+    postgres_database: str,
+) -> None:
+    async with open_postgres_stores(postgres_database) as database:
+        await database.migrate()
+        lease, drains = database.stores.lease, database.stores.drains
+        first = await lease.acquire("first", 60)
+        await lease.release("first")
+        async with database.pool.acquire() as slow:
+            writing = PostgresDrains(OneConnection(slow), load_queries("autoscaler"))
+            async with slow.transaction():
+                assert await writing.save_drain(DRAIN, first.epoch)
+                taking = asyncio.create_task(lease.acquire("second", 60))
+                await until_one_waits_for_a_lock(database.pool)
+                assert not taking.done()
+            assert (await taking).holder == "second"
+        assert list(await drains.drains()) == ["i-1"]
+
+
+class OneConnection:
+    """A pool of one connection, in whatever transaction that is."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    def fetchval(self, query: str, *arguments: Any) -> Any:
+        return self._connection.fetchval(query, *arguments)
+
+
+async def until_one_waits_for_a_lock(pool: asyncpg.Pool) -> None:
+    waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
+    async with asyncio.timeout(30):
+        while not await pool.fetchval(waiting):  # noqa: ASYNC110 - what is waited for is in the server
+            await asyncio.sleep(0.01)
 
 
 PIN = Override(
@@ -377,7 +433,7 @@ async def test_what_was_buffered_while_the_database_was_away_is_announced_with_i
     async with open_postgres_stores(postgres_database, announces=True) as database:
         await database.migrate()
         stores = database.stores
-        buffer = BufferedJournal(stores.journal, stores.drains, limit=10)
+        buffer = BufferedJournal(stores.journal, stores.drains, limit=10, epoch=lambda: 1)
         change = record(1, tokens=90_000)
         postgres_server.kill()
         try:

@@ -98,10 +98,11 @@ class RemoteStores:
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self._stores, name)
 
-        async def ask(*arguments: Any) -> Any:
+        async def ask(*arguments: Any, **options: Any) -> Any:
             def serve(_: Process) -> Any:
-                result = run_at_once(method(*arguments))
-                self._on_done(name, arguments)
+                result = run_at_once(method(*arguments, **options))
+                if result is not False:  # what a fence kept out was not done
+                    self._on_done(name, arguments)
                 return result
 
             try:

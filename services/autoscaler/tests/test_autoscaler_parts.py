@@ -157,9 +157,16 @@ def test_the_same_failure_is_written_once_a_minute() -> None:
     assert is_worth_writing(record().decision, failed, policy, START + 60)
 
 
+EPOCH = 3
+
+
+def led_database() -> MemoryDatabase:
+    return MemoryDatabase(now=lambda: START, lease=("a", EPOCH, START + 60))
+
+
 def journal(database: MemoryDatabase, limit: int = 5) -> BufferedJournal:
     stores = database.stores()
-    return BufferedJournal(stores.journal, stores.drains, limit=limit)
+    return BufferedJournal(stores.journal, stores.drains, limit=limit, epoch=lambda: EPOCH)
 
 
 async def test_a_database_known_to_be_away_is_not_even_tried() -> None:
@@ -167,7 +174,9 @@ async def test_a_database_known_to_be_away_is_not_even_tried() -> None:
     database = MemoryDatabase(now=lambda: START)
     stores = database.stores()
     reachable = False
-    buffered = BufferedJournal(stores.journal, stores.drains, limit=5, reachable=lambda: reachable)
+    buffered = BufferedJournal(
+        stores.journal, stores.drains, limit=5, epoch=lambda: EPOCH, reachable=lambda: reachable
+    )
     assert not await buffered.write(SaveDecision(record(1)))
     assert database.decisions == {}
     reachable = True
@@ -176,7 +185,7 @@ async def test_a_database_known_to_be_away_is_not_even_tried() -> None:
 
 
 async def test_what_the_database_cannot_take_is_written_in_order_later() -> None:
-    database = MemoryDatabase(now=lambda: START)
+    database = led_database()
     buffered = journal(database, limit=50)
     database.is_reachable = False
     assert not await buffered.write(SaveDecision(record(1, outcome=None)))
@@ -193,7 +202,8 @@ async def test_what_the_database_cannot_take_is_written_in_order_later() -> None
 
 
 async def test_a_full_buffer_drops_what_changed_nothing_first_and_never_drains() -> None:
-    database = MemoryDatabase(now=lambda: START, is_reachable=False)
+    database = led_database()
+    database.is_reachable = False
     buffered = journal(database)
     await buffered.write(SaveDrain(DRAIN))
     await buffered.write(SaveDecision(record(1)))
@@ -207,6 +217,18 @@ async def test_a_full_buffer_drops_what_changed_nothing_first_and_never_drains()
     assert record(1).decision_id in database.decisions
     assert record(6).decision_id in database.decisions
     assert record(2).decision_id not in database.decisions
+
+
+async def test_what_another_leader_is_to_write_is_given_up_and_the_rest_is_written() -> None:
+    database = led_database()
+    buffered = journal(database)
+    assert await buffered.write(SaveDrain(DRAIN))
+    database.lease = ("b", EPOCH + 1, START + 60)
+    assert not await buffered.write(EndDrain("i-1"))
+    assert not await buffered.write(SaveDrain(replace(DRAIN, instance_id="i-2")))
+    assert await buffered.write(SaveDecision(record(1)))
+    assert list(database.drains) == ["i-1"]
+    assert list(database.decisions) == [record(1).decision_id]
 
 
 def hold(kind: OverrideKind, **changes: Any) -> Override:

@@ -50,6 +50,9 @@ class BufferedJournal:
     When more would wait, the oldest decision that changed nothing goes first, then the oldest
     decision; what happened to drains is never dropped. Repeats of an entry are harmless, so an
     entry whose answer was lost is simply written again.
+
+    What happened to drains is written in the `epoch` of the lead that this replica believes in when
+    it writes. When the database knows a later one, the entry is given up: drains are that leader's.
     """
 
     def __init__(
@@ -58,11 +61,13 @@ class BufferedJournal:
         drains: DrainStore,
         *,
         limit: int,
+        epoch: Callable[[], int],
         reachable: Callable[[], bool] = lambda: True,
     ) -> None:
         self._journal = journal
         self._drains = drains
         self._limit = limit
+        self._epoch = epoch
         self._reachable = reachable
         self._waiting: list[JournalEntry] = []
         self.dropped = 0
@@ -73,18 +78,19 @@ class BufferedJournal:
         return sum(isinstance(entry, SaveDecision) for entry in self._waiting)
 
     async def write(self, entry: JournalEntry) -> bool:
-        """Write an entry after all that wait; False when it waits too."""
+        """Write an entry after all that wait; False when it waits too, or was given up."""
         self._add(entry)
         return await self.flush()
 
     async def flush(self) -> bool:
-        """Write what waits, oldest first; False when the database is away."""
+        """Write what waits, oldest first; False when the database is away or another one leads."""
         if not self._reachable():
             return False
-        done = 0
+        done = given_up = 0
         try:
             for entry in self._waiting:
-                await self._write(entry)
+                if not await self._write(entry):
+                    given_up += 1
                 done += 1
         except DatabaseAway:
             return False
@@ -92,16 +98,20 @@ class BufferedJournal:
             if done > 1:
                 log.info("journal_flushed", entries=done)
             del self._waiting[:done]
-        return True
+            if given_up:
+                log.warning("drains_not_written_another_leads", entries=given_up)
+        return not given_up
 
-    async def _write(self, entry: JournalEntry) -> None:
+    async def _write(self, entry: JournalEntry) -> bool:
+        """Write one entry; False when it is another leader's to write."""
         match entry:
             case SaveDecision(record):
                 await self._journal.save(record)
+                return True
             case SaveDrain(drain):
-                await self._drains.save_drain(drain)
+                return await self._drains.save_drain(drain, self._epoch())
             case EndDrain(instance_id):
-                await self._drains.end_drain(instance_id)
+                return await self._drains.end_drain(instance_id, self._epoch())
 
     def _add(self, entry: JournalEntry) -> None:
         if isinstance(entry, SaveDecision):

@@ -123,6 +123,7 @@ class ControlLoop:
             stores.journal,
             stores.drains,
             limit=settings.buffer_entries,
+            epoch=lambda: leadership.epoch,
             reachable=lambda: leadership.database_reachable,
         )
         self.drains = DrainControl(routers, cloud, self.journal, tick_seconds=settings.tick_seconds)

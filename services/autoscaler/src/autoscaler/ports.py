@@ -179,14 +179,18 @@ class DecisionJournal(Protocol):
 
 
 class DrainStore(Protocol):
-    """Drains under way, which outlive a leader. All methods raise DatabaseAway."""
+    """Drains under way, which outlive a leader. All methods raise DatabaseAway.
 
-    async def save_drain(self, drain: Drain) -> None:
-        """Keep a drain; repeats are harmless."""
+    Only the lead of the latest epoch writes. A leader that was frozen between its look at the lease
+    and its write would otherwise leave a drain behind that its successor knows nothing of.
+    """
+
+    async def save_drain(self, drain: Drain, epoch: int) -> bool:
+        """Keep a drain; False when the lease is of another epoch. Repeats are harmless."""
         ...
 
-    async def end_drain(self, instance_id: str) -> None:
-        """Forget a drain; repeats are harmless."""
+    async def end_drain(self, instance_id: str, epoch: int) -> bool:
+        """Forget a drain; False when the lease is of another epoch. Repeats are harmless."""
         ...
 
     async def drains(self) -> dict[str, Drain]:

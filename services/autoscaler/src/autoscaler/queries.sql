@@ -66,12 +66,25 @@ ON CONFLICT (tier) DO UPDATE SET report = excluded.report, update_time = clock_t
 SELECT tier, report FROM autoscaler.tier_reports
 
 -- name: save_drain
-INSERT INTO autoscaler.drains (instance_id, tier, server_ids, start_time, deadline, decision_id)
-VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (instance_id) DO NOTHING
+-- Only in the epoch of the lease. Who takes the lease meanwhile waits for the row's lock, and so
+-- sees what was written before it led; who comes later than that finds another epoch.
+WITH lead AS (
+    SELECT FROM autoscaler.leases WHERE name = $1 AND epoch = $2 FOR SHARE
+), kept AS (
+    INSERT INTO autoscaler.drains (instance_id, tier, server_ids, start_time, deadline, decision_id)
+    SELECT $3, $4, $5, $6, $7, $8 FROM lead
+    ON CONFLICT (instance_id) DO NOTHING
+)
+SELECT EXISTS (SELECT FROM lead)
 
 -- name: end_drain
-DELETE FROM autoscaler.drains WHERE instance_id = $1
+-- As above: the drain of that instance may be the next leader's by now.
+WITH lead AS (
+    SELECT FROM autoscaler.leases WHERE name = $1 AND epoch = $2 FOR SHARE
+), ended AS (
+    DELETE FROM autoscaler.drains WHERE instance_id = $3 AND EXISTS (SELECT FROM lead)
+)
+SELECT EXISTS (SELECT FROM lead)
 
 -- name: list_drains
 SELECT instance_id, tier, server_ids, start_time, deadline, decision_id FROM autoscaler.drains

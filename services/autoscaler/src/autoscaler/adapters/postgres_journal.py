@@ -17,6 +17,7 @@ from autoscaler.adapters.decision_json import (
     report_to_json,
 )
 from autoscaler.adapters.postgres_errors import store_errors
+from autoscaler.adapters.postgres_lease import LEASE_NAME
 from autoscaler.domain.decision import DecisionRecord, Outcome
 from autoscaler.domain.drains import Drain
 from autoscaler.domain.tiers import Tier
@@ -156,17 +157,22 @@ class PostgresJournal:
 
 
 class PostgresDrains:
-    """Keeps drains under way, so that the next leader goes on with them."""
+    """Keeps drains under way, so that the next leader goes on with them.
+
+    Writes are fenced by the epoch of the lease, in the statement itself.
+    """
 
     def __init__(self, pool: asyncpg.Pool, queries: Queries) -> None:
         self._pool = pool
         self._queries = queries
 
-    async def save_drain(self, drain: Drain) -> None:
-        """Keep a drain; the first one of an instance stays."""
+    async def save_drain(self, drain: Drain, epoch: int) -> bool:
+        """Keep a drain, the first one of an instance; False when the epoch is another."""
         with store_errors():
-            await self._pool.execute(
+            leads: bool = await self._pool.fetchval(
                 self._queries.save_drain,
+                LEASE_NAME,
+                epoch,
                 drain.instance_id,
                 drain.tier.value,
                 list(drain.server_ids),
@@ -174,11 +180,15 @@ class PostgresDrains:
                 to_datetime(drain.deadline),
                 UUID(drain.decision_id),
             )
+        return leads
 
-    async def end_drain(self, instance_id: str) -> None:
-        """Forget a drain; repeats are harmless."""
+    async def end_drain(self, instance_id: str, epoch: int) -> bool:
+        """Forget a drain; False when the epoch is another. Repeats are harmless."""
         with store_errors():
-            await self._pool.execute(self._queries.end_drain, instance_id)
+            leads: bool = await self._pool.fetchval(
+                self._queries.end_drain, LEASE_NAME, epoch, instance_id
+            )
+        return leads
 
     async def drains(self) -> dict[str, Drain]:
         """Return all drains by instance id."""

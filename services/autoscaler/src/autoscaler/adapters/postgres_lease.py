@@ -8,9 +8,9 @@ from autoscaler.adapters.postgres_errors import store_errors
 from autoscaler.ports import LeaseView
 from servicekit.postgres import Queries
 
-__all__ = ["PostgresLease"]
+__all__ = ["LEASE_NAME", "PostgresLease"]
 
-_NAME = "control-loop"
+LEASE_NAME = "control-loop"
 
 
 class PostgresLease:
@@ -23,8 +23,8 @@ class PostgresLease:
     async def acquire(self, holder: str, ttl_seconds: float) -> LeaseView:
         """Take or renew the lease if it is free, expired or one's own; return it as it is then."""
         with store_errors():
-            await self._pool.execute(self._queries.acquire_lease, _NAME, holder, ttl_seconds)
-            row = await self._pool.fetchrow(self._queries.get_lease, _NAME)
+            await self._pool.execute(self._queries.acquire_lease, LEASE_NAME, holder, ttl_seconds)
+            row = await self._pool.fetchrow(self._queries.get_lease, LEASE_NAME)
         if row is None:  # expired between the two statements; the next try takes it
             return LeaseView(holder="", epoch=0)
         return LeaseView(holder=row["holder"], epoch=row["epoch"])
@@ -32,4 +32,4 @@ class PostgresLease:
     async def release(self, holder: str) -> None:
         """Let the next one lead at once; does nothing for others' leases."""
         with store_errors():
-            await self._pool.execute(self._queries.release_lease, _NAME, holder)
+            await self._pool.execute(self._queries.release_lease, LEASE_NAME, holder)

@@ -50,6 +50,10 @@ class MemoryDatabase:
         if not self.is_reachable:
             raise DatabaseAway("The database cannot be reached; try again in a moment.")
 
+    def is_epoch(self, epoch: int) -> bool:
+        """Whether the lease is of this epoch, though it may have run out."""
+        return self.lease is not None and self.lease[1] == epoch
+
     def stores(self) -> Stores:
         """Return the stores on this database."""
         stores = MemoryStores(self)
@@ -124,13 +128,21 @@ class MemoryStores:
             del database.decisions[decision_id]
         return len(old)
 
-    async def save_drain(self, drain: Drain) -> None:
-        """Keep a drain; the first one of an instance stays."""
-        self._checked().drains.setdefault(drain.instance_id, drain)
+    async def save_drain(self, drain: Drain, epoch: int) -> bool:
+        """Keep a drain, the first one of an instance; False when the epoch is another."""
+        database = self._checked()
+        if not database.is_epoch(epoch):
+            return False
+        database.drains.setdefault(drain.instance_id, drain)
+        return True
 
-    async def end_drain(self, instance_id: str) -> None:
-        """Forget a drain; repeats are harmless."""
-        self._checked().drains.pop(instance_id, None)
+    async def end_drain(self, instance_id: str, epoch: int) -> bool:
+        """Forget a drain; False when the epoch is another. Repeats are harmless."""
+        database = self._checked()
+        if not database.is_epoch(epoch):
+            return False
+        database.drains.pop(instance_id, None)
+        return True
 
     async def drains(self) -> dict[str, Drain]:
         """Return all drains by instance id."""
