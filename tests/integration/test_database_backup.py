@@ -14,6 +14,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from typer.testing import CliRunner
 
 from gamekeeper.backup.errors import BackupError
 from gamekeeper.backup.repository import BaseBackup, Repository
@@ -21,6 +22,7 @@ from gamekeeper.backup.restoring import restore, restore_embedded
 from gamekeeper.backup.server import Programs, ServerAddress
 from gamekeeper.backup.taking import stream_wal, take_backup
 from gamekeeper.backup.verifying import verify
+from gamekeeper.cli import app
 from localsuite.postgres import EmbeddedPostgres
 
 BACKUP_ROLE = Path(__file__).parents[2] / "deploy" / "images" / "postgres" / "backup-role.sql"
@@ -309,3 +311,43 @@ async def test_a_running_database_is_not_replaced(
     with pytest.raises(BackupError, match="stop the suite first"):
         restore_embedded(repository, server.location)
     assert server.execute("SELECT count(*) FROM notes", database="game") == "0"
+
+
+def test_an_operator_backs_up_proves_lists_and_restores_from_the_command_line(
+    server: EmbeddedPostgres, directory: Path
+) -> None:
+    def gamekeeper(*arguments: str, code: int = 0) -> str:
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == code, result.output
+        return result.output
+
+    repository, embedded = str(directory / "backups"), str(server.location)
+    server.execute("INSERT INTO notes VALUES (1, now())", database="game")
+    assert "1 tables, 1 rows" in gamekeeper("backup", "create", repository, "--embedded", embedded)
+    assert "holds what was backed up" in gamekeeper("verify", repository)
+    gamekeeper("backup", "prune", repository)
+    assert "stop the suite first" in gamekeeper(
+        "restore", repository, "--embedded", embedded, code=1
+    )
+    server.execute("DELETE FROM notes", database="game")
+    server.stop()
+    assert "is kept in" in gamekeeper("restore", repository, "--embedded", embedded)
+    with server:
+        assert server.execute("SELECT count(*) FROM notes", database="game") == "1"
+    assert len(gamekeeper("backup", "list", repository).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["backup", "create", "there"], "name the server"),
+        (["restore", "there"], "holds no backups"),
+        (["restore", "there", "--to", "yesterday"], "is no moment"),
+        (["backup", "list", "there"], "holds no backups"),
+    ],
+)
+def test_a_wrong_command_says_what_to_do(directory: Path, arguments: list[str], words: str) -> None:
+    there = str(directory / "there")
+    result = CliRunner().invoke(app, [there if each == "there" else each for each in arguments])
+    assert result.exit_code in (1, 2)
+    assert words in result.output
