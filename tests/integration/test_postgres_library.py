@@ -275,6 +275,56 @@ class TestErrors:
             async with asyncio.timeout(5):
                 assert await answer(pool) == 1
 
+    async def test_a_frozen_server_costs_a_few_callers_their_time_and_not_the_others(
+        self, postgres_server: EmbeddedPostgres, postgres_database: str
+    ) -> None:
+        async with open_pool(
+            postgres_database, application_name="test", command_timeout_seconds=1.0, maximum=3
+        ) as pool:
+            await asyncio.gather(*(answer(pool) for _ in range(3)))
+            pool.breaker.pause_seconds = 1000.0  # nobody tries while this test looks
+            postgres_server.freeze()
+            try:
+                async with asyncio.timeout(60):
+                    while not pool.breaker.is_open:
+                        assert await answer(pool) != 1
+                # Each of these would take a second or more if it asked.
+                async with asyncio.timeout(20):
+                    assert {await answer(pool) for _ in range(100)} == {None}
+            finally:
+                postgres_server.thaw()
+
+    async def test_a_server_that_was_given_up_is_tried_once_a_second(
+        self, postgres_server: EmbeddedPostgres, postgres_database: str
+    ) -> None:
+        async with open_pool(postgres_database, application_name="test") as pool:
+            assert await answer(pool) == 1
+            postgres_server.kill()
+            try:
+                async with asyncio.timeout(60):
+                    while not pool.breaker.is_open:
+                        assert await answer(pool) != 1
+            finally:
+                postgres_server.start()
+            async with asyncio.timeout(20):
+                while await answer(pool) != 1:  # noqa: ASYNC110  # it happens in the server
+                    await asyncio.sleep(0.05)
+            assert not pool.breaker.is_open
+            assert {await answer(pool) for _ in range(10)} == {1}
+
+    async def test_statements_that_fail_or_are_given_up_by_themselves_prove_no_absence(
+        self, postgres_database: str
+    ) -> None:
+        async with open_pool(
+            postgres_database, application_name="test", command_timeout_seconds=0.2
+        ) as pool:
+            for _ in range(4):
+                with pytest.raises(asyncpg.DivisionByZeroError):
+                    await pool.fetchval("SELECT 1 / 0")
+                with pytest.raises(DatabaseAway), database_errors():
+                    await pool.fetchval("SELECT pg_sleep(5)")
+            assert not pool.breaker.is_open
+
     async def test_a_statement_that_takes_too_long_is_unavailable(
         self, postgres_database: str
     ) -> None:

@@ -17,7 +17,9 @@ from typing import Any
 
 import asyncpg
 import structlog
+from asyncpg.pool import PoolAcquireContext
 
+from servicekit.circuit_breaker import CircuitBreaker
 from servicekit.errors import Unavailable
 
 __all__ = [
@@ -130,6 +132,9 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
     the connection waits with it. A server that is frozen answers neither.
     """
 
+    unanswered: Callable[[], None]
+    """Told when a cancellation was not answered; set by the pool."""
+
     async def _cancel(self, waiter: Any, cancel_waiter: Any = None) -> None:
         try:
             async with asyncio.timeout(_CANCEL_SECONDS) as limit:
@@ -138,13 +143,58 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
             pass
         if limit.expired():  # asyncpg may have taken the limit's cancellation for its own
             self.terminate()
+            self.unanswered()
 
 
-class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # asyncpg ships no types
-    """A pool in which nobody waits for a free connection for ever."""
+class _Acquire(PoolAcquireContext):  # type: ignore[misc]  # as above
+    """Lends a connection unless the database is known to be away; tells the pool how it went."""
+
+    async def __aenter__(self) -> Any:
+        pool: _BoundedPool = self.pool
+        if not pool.breaker.admits(asyncio.get_running_loop().time()):
+            raise _away()
+        try:
+            return await super().__aenter__()
+        except Exception as error:
+            if _is_away(error):
+                pool.database_failed()
+            raise
+
+    async def __aexit__(self, *failure: object) -> None:
+        # Other failures prove neither: a statement may be wrong, or take too long by itself.
+        if failure[0] is None:
+            self.pool.database_answered()
+        await super().__aexit__(*failure)
+
+
+class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # as above
+    """A pool in which nobody waits for a free connection for ever, nor one after the other.
+
+    A database that does not answer costs each caller seconds, as many as its deadline has. So after
+    a few of them the others are refused at once, but for one a second that tries.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, connect=self._open, **options)
+        self.breaker = CircuitBreaker()
 
     def acquire(self, *, timeout: float | None = None) -> Any:
-        return super().acquire(timeout=_ACQUIRE_SECONDS if timeout is None else timeout)
+        return _Acquire(self, _ACQUIRE_SECONDS if timeout is None else timeout)
+
+    def database_failed(self) -> None:
+        """Counts a connection that could not be had, or that answers nothing."""
+        if self.breaker.failed(asyncio.get_running_loop().time()):
+            log.warning("database_away")
+
+    def database_answered(self) -> None:
+        """Counts a connection that did what it was wanted for."""
+        if self.breaker.succeeded():
+            log.info("database_back")
+
+    async def _open(self, *arguments: Any, **options: Any) -> Any:
+        connection = await asyncpg.connect(*arguments, **options)
+        connection.unanswered = self.database_failed
+        return connection
 
 
 _UNREACHABLE = (
@@ -170,7 +220,9 @@ async def open_pool(
     """Opens a connection pool and closes it at the end, forcibly after five seconds.
 
     The pool opens connections when they are needed, so it starts although the database is away, and
-    recovers by itself. Waiting for a connection ends with TimeoutError after five seconds.
+    recovers by itself. Waiting for a connection ends with TimeoutError after five seconds. After
+    three failures in a row to get a connection or an answer, `acquire` raises DatabaseAway at once,
+    but for one call a second, until one of those succeeds.
 
     Args:
         url: `postgresql://user:password@host:port/database`.
@@ -228,21 +280,21 @@ def database_errors() -> Iterator[None]:
     """
     try:
         yield
-    except asyncpg.PostgresError as error:
-        if error.sqlstate and error.sqlstate.startswith(_AWAY_CLASSES):
+    except Exception as error:
+        if _is_away(error):
             raise _away() from error
         raise
-    except asyncpg.InterfaceError as error:
+
+
+def _is_away(error: Exception) -> bool:
+    if isinstance(error, asyncpg.PostgresError):
+        return bool(error.sqlstate and error.sqlstate.startswith(_AWAY_CLASSES))
+    if isinstance(error, asyncpg.InterfaceError):
         # asyncpg has one class for a lost connection and for misuse; only their texts differ.
-        if not isinstance(error, ValueError) and any(word in str(error) for word in _CLOSED_WORDS):
-            raise _away() from error
-        raise
-    except asyncpg.InternalClientError as error:
-        # asyncpg resets a connection before it has noticed that the server died in the middle of a
-        # statement, and then complains about its own state instead of the lost connection.
-        raise _away() from error
-    except (OSError, TimeoutError) as error:
-        raise _away() from error
+        return not isinstance(error, ValueError) and any(w in str(error) for w in _CLOSED_WORDS)
+    # asyncpg resets a connection before it has noticed that the server died in the middle of a
+    # statement, and then complains about its own state instead of the lost connection.
+    return isinstance(error, asyncpg.InternalClientError | OSError | TimeoutError)
 
 
 def _away() -> DatabaseAway:
