@@ -10,6 +10,7 @@ import pytest
 from gaming.events.events_pb2 import WEATHER_CHANGED
 from gaming.knowledge_base.v1 import (
     concepts_pb2,
+    facts_pb2,
     lore_pb2,
     story_pb2,
     subscriptions_pb2,
@@ -37,7 +38,10 @@ WORLD_TABLES = (
     "story_event_terms",
     "narrative_concepts",
     "concept_versions",
+    "concept_periods",
     "concept_relationships",
+    "story_facts",
+    "contradictions",
     "requests",
 )
 
@@ -102,6 +106,17 @@ async def make_world(running: RunningKnowledgeBase, name: str, word: str) -> str
             from_concept=word,
             to_concept="plain",
             kind=word,
+            request_id=str(uuid.uuid4()),
+        ),
+        timeout=TIMEOUT_SECONDS,
+    )
+    await stub.AssertFacts(
+        facts_pb2.AssertFactsRequest(
+            world_id=world_id,
+            facts=[
+                facts_pb2.Fact(subject=word, predicate=word, text=text, single_valued=True)
+                for text in (word, f"not {word}")
+            ],
             request_id=str(uuid.uuid4()),
         ),
         timeout=TIMEOUT_SECONDS,

@@ -18,6 +18,8 @@ from knowledge_base.adapters.bus_events import bus_event
 from knowledge_base.adapters.database import Database, UnsafeDatabaseError, open_database
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
 from knowledge_base.adapters.postgres_concepts import PostgresConcepts
+from knowledge_base.adapters.postgres_facts import PostgresFacts
+from knowledge_base.adapters.postgres_graph import PostgresGraph
 from knowledge_base.adapters.postgres_lore import PostgresLore
 from knowledge_base.adapters.postgres_memory import PostgresMemory
 from knowledge_base.adapters.postgres_subscriptions import PostgresSubscriptions
@@ -33,6 +35,8 @@ from knowledge_base.config import (
     RankingSettings,
 )
 from knowledge_base.embedding_cache import EmbeddingCache
+from knowledge_base.facts import FactBook
+from knowledge_base.graph import ConceptGraph
 from knowledge_base.ingest import LoreIngest
 from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder
@@ -111,9 +115,20 @@ def compose(
         lore, embedder, clock, ranking.ranking, stale_answer_seconds=stored.stale_answer_seconds
     )
     concepts = ConceptBook(PostgresConcepts(database), clock)
+    facts = FactBook(PostgresFacts(database), clock)
+    graph = ConceptGraph(PostgresGraph(database))
     ingest = LoreIngest(lore, embedder, clock)
     subscriptions = Subscriptions(PostgresSubscriptions(database), clock)
-    return KnowledgeBaseServicer(ingest, search, memory, concepts, subscriptions), memory
+    servicer = KnowledgeBaseServicer(
+        ingest,
+        search,
+        memory,
+        concepts=concepts,
+        facts=facts,
+        graph=graph,
+        subscriptions=subscriptions,
+    )
+    return servicer, memory
 
 
 def compose_listener(

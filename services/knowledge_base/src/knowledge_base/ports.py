@@ -11,12 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowledge_base.domain.chunking import ChunkedDocument
-from knowledge_base.domain.concepts import (
-    Concept,
-    NewConcept,
-    NewRelationship,
-    Relationship,
-)
 from knowledge_base.domain.lore import Document, RankingParameters, SearchQuery, SearchResult
 from knowledge_base.domain.memory import (
     NewEvent,
@@ -29,7 +23,6 @@ from knowledge_base.domain.memory import (
 from knowledge_base.domain.subscriptions import EventSubscription, NewSubscription
 
 __all__ = [
-    "ConceptStore",
     "DocumentVersion",
     "Embedder",
     "IngestSession",
@@ -250,52 +243,4 @@ class SubscriptionStore(Protocol):
         self, event_type: int, source: str, world_id: uuid.UUID | None
     ) -> list[uuid.UUID]:
         """Returns the worlds that take such an event, only `world_id` unless it is None."""
-        ...
-
-
-class ConceptStore(Protocol):
-    """Keeps concepts and relationships. Raises Unavailable when it is away."""
-
-    async def put_concept(
-        self, world_id: uuid.UUID, key: RequestKey, concept_id: uuid.UUID, concept: NewConcept
-    ) -> Concept:
-        """Records a version. Raises WorldNotFound, RequestIdReused."""
-        ...
-
-    async def get_concept(
-        self, world_id: uuid.UUID, name: str, version: int | None
-    ) -> Concept | None:
-        """Returns a concept as the world sees it, None when there is none.
-
-        Raises WorldNotFound.
-        """
-        ...
-
-    async def list_concepts(
-        self, world_id: uuid.UUID, kind: str | None, after: str, limit: int
-    ) -> list[Concept]:
-        """Returns the concepts the world sees, by name. Raises WorldNotFound."""
-        ...
-
-    async def relate(
-        self,
-        world_id: uuid.UUID,
-        key: RequestKey,
-        relationship_id: uuid.UUID,
-        relationship: NewRelationship,
-    ) -> Relationship:
-        """Records a tie. Raises WorldNotFound, ConceptNotFound, RequestIdReused."""
-        ...
-
-    async def list_relationships(
-        self,
-        world_id: uuid.UUID,
-        concept: str,
-        after: tuple[int, str, str] | None,
-        limit: int,
-    ) -> list[Relationship]:
-        """Returns a concept's ties, those from it first, after (direction, other name, kind).
-
-        Raises WorldNotFound, ConceptNotFound.
-        """
         ...

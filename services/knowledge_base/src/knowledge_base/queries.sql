@@ -88,18 +88,3 @@ SELECT world_id FROM knowledge_base.subscribed_worlds($1, $2, $3) AS world_id
 
 -- name: forget_requests
 SELECT knowledge_base.forget_requests($1)
-
--- name: put_concept
-SELECT * FROM knowledge_base.put_concept($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb)
-
--- name: get_concept
-SELECT * FROM knowledge_base.get_concept($1, $2, $3)
-
--- name: list_concepts
-SELECT * FROM knowledge_base.list_concepts($1, $2, $3, $4)
-
--- name: relate_concepts
-SELECT * FROM knowledge_base.relate_concepts($1, $2, $3, $4, $5, $6, $7, $8, $9)
-
--- name: list_relationships
-SELECT * FROM knowledge_base.list_relationships($1, $2, $3, $4, $5, $6)

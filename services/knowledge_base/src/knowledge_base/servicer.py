@@ -3,10 +3,14 @@
 from gaming.knowledge_base.v1 import knowledge_base_pb2
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
 from knowledge_base.concepts import ConceptBook
+from knowledge_base.facts import FactBook
+from knowledge_base.graph import ConceptGraph
 from knowledge_base.ingest import LoreIngest
 from knowledge_base.memory import WorldMemory
 from knowledge_base.search import LoreSearch
 from knowledge_base.servicers.concepts import ConceptMethods
+from knowledge_base.servicers.facts import FactMethods
+from knowledge_base.servicers.graph import GraphMethods
 from knowledge_base.servicers.lore import LoreMethods
 from knowledge_base.servicers.story import StoryMethods
 from knowledge_base.servicers.subscriptions import SubscriptionMethods
@@ -18,7 +22,13 @@ __all__ = ["KnowledgeBaseServicer"]
 
 
 class KnowledgeBaseServicer(
-    LoreMethods, WorldMethods, StoryMethods, SubscriptionMethods, ConceptMethods
+    LoreMethods,
+    WorldMethods,
+    StoryMethods,
+    SubscriptionMethods,
+    ConceptMethods,
+    FactMethods,
+    GraphMethods,
 ):
     """Serves the knowledge base."""
 
@@ -27,13 +37,18 @@ class KnowledgeBaseServicer(
         ingest: LoreIngest,
         search: LoreSearch,
         memory: WorldMemory,
+        *,
         concepts: ConceptBook,
+        facts: FactBook,
+        graph: ConceptGraph,
         subscriptions: Subscriptions,
     ) -> None:
         self._ingest = ingest
         self._search = search
         self._memory = memory
         self._concepts = concepts
+        self._facts = facts
+        self._graph = graph
         self._subscriptions = subscriptions
 
     def registration(self) -> ServiceRegistration:

@@ -11,6 +11,10 @@ from numpy.typing import NDArray
 
 from knowledge_base.domain.errors import (
     ConceptNotFound,
+    ContradictionNotFound,
+    EventNotFound,
+    FactNotFound,
+    RelationshipNotFound,
     RequestIdReused,
     WorldNameTaken,
     WorldNotFound,
@@ -159,5 +163,18 @@ def _domain_error(error: asyncpg.PostgresError) -> ServiceError | None:
             return ConceptNotFound(
                 "The world sees no concept of this name; record it with PutConcept first.",
                 metadata={"field": str(error.detail)},
+            )
+        case "KB021":
+            return FactNotFound("There is no such fact in this world; see ListFacts.")
+        case "KB022":
+            return ContradictionNotFound("There is no such contradiction; see ListContradictions.")
+        case "KB023":
+            return EventNotFound(
+                "The world has no such story event; see ListEvents.",
+                metadata={"field": str(error.detail)},
+            )
+        case "KB024":
+            return RelationshipNotFound(
+                "There is no such relationship in this world; see ListRelationships."
             )
     return None

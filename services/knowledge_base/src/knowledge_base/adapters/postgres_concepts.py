@@ -1,14 +1,26 @@
-"""Concepts and relationships in PostgreSQL; every statement names its world (migration 0004)."""
+"""Concepts and relationships in PostgreSQL; every statement names its world (from 0020 on)."""
 
 import json
 import uuid
+from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
-from knowledge_base.adapters.database import QUERIES, Database
-from knowledge_base.domain.concepts import Concept, NewConcept, NewRelationship, Relationship
+from knowledge_base.adapters.database import Database
+from knowledge_base.domain.concepts import (
+    Concept,
+    ConceptVersion,
+    NewConcept,
+    NewRelationship,
+    Relationship,
+)
+from knowledge_base.domain.story_time import AsOf, BelievedPeriod, Layer, Period
 from knowledge_base.ports import RequestKey
+from servicekit.postgres import load_queries
 
-__all__ = ["PostgresConcepts"]
+__all__ = ["CONCEPT_QUERIES", "PostgresConcepts", "relationship_of"]
+
+CONCEPT_QUERIES = load_queries("knowledge_base", "concept_queries.sql")
 
 
 class PostgresConcepts:
@@ -18,12 +30,13 @@ class PostgresConcepts:
         self._database = database
 
     async def put_concept(
-        self, world_id: uuid.UUID, key: RequestKey, concept_id: uuid.UUID, concept: NewConcept
+        self, layer: Layer, key: RequestKey, concept_id: uuid.UUID, concept: NewConcept
     ) -> Concept:
         """Records a version. Raises WorldNotFound, RequestIdReused."""
         rows = await self._database.fetch(
-            QUERIES.put_concept,
-            world_id,
+            CONCEPT_QUERIES.put_concept,
+            layer.world_id,
+            layer.player_id,
             key.request_id,
             key.fingerprint,
             key.now,
@@ -32,37 +45,76 @@ class PostgresConcepts:
             concept.kind,
             concept.description,
             json.dumps(dict(concept.attributes)),
+            concept.source,
+            concept.period.valid_from,
+            concept.period.valid_until,
         )
         return _concept(rows[0])
 
-    async def get_concept(
-        self, world_id: uuid.UUID, name: str, version: int | None
-    ) -> Concept | None:
-        """Returns a concept as the world sees it, None when there is none.
-
-        Raises WorldNotFound.
-        """
-        rows = await self._database.fetch(QUERIES.get_concept, world_id, name, version)
+    async def get_concept(self, layer: Layer, name: str, as_of: AsOf) -> Concept | None:
+        """Returns a concept as seen from a layer. Raises WorldNotFound."""
+        rows = await self._database.fetch(
+            CONCEPT_QUERIES.get_concept_at,
+            layer.world_id,
+            layer.player_id,
+            name,
+            as_of.valid,
+            as_of.recorded,
+        )
         return _concept(rows[0]) if rows else None
 
+    async def get_concept_version(self, layer: Layer, name: str, version: int) -> Concept | None:
+        """Returns a version of the narrowest layer's concept. Raises WorldNotFound."""
+        rows = await self._database.fetch(
+            CONCEPT_QUERIES.get_concept_version, layer.world_id, layer.player_id, name, version
+        )
+        return _concept(rows[0]) if rows else None
+
+    async def list_concept_versions(
+        self, layer: Layer, name: str, before: int | None, limit: int
+    ) -> list[ConceptVersion]:
+        """Returns the versions of the narrowest layer's concept. Raises WorldNotFound."""
+        rows = await self._database.fetch(
+            CONCEPT_QUERIES.list_concept_versions,
+            layer.world_id,
+            layer.player_id,
+            name,
+            before,
+            limit,
+        )
+        return [
+            ConceptVersion(_concept(row), tuple(map(_believed, json.loads(row["periods"]))))
+            for row in rows
+        ]
+
     async def list_concepts(
-        self, world_id: uuid.UUID, kind: str | None, after: str, limit: int
+        self, layer: Layer, kind: str | None, as_of: AsOf, after: str, limit: int
     ) -> list[Concept]:
-        """Returns the concepts the world sees, by name. Raises WorldNotFound."""
-        rows = await self._database.fetch(QUERIES.list_concepts, world_id, kind, after, limit)
+        """Returns the concepts seen from a layer, by name. Raises WorldNotFound."""
+        rows = await self._database.fetch(
+            CONCEPT_QUERIES.list_concepts,
+            layer.world_id,
+            layer.player_id,
+            kind,
+            as_of.valid,
+            as_of.recorded,
+            after,
+            limit,
+        )
         return [_concept(row) for row in rows]
 
     async def relate(
         self,
-        world_id: uuid.UUID,
+        layer: Layer,
         key: RequestKey,
         relationship_id: uuid.UUID,
         relationship: NewRelationship,
     ) -> Relationship:
         """Records a tie. Raises WorldNotFound, ConceptNotFound, RequestIdReused."""
         rows = await self._database.fetch(
-            QUERIES.relate_concepts,
-            world_id,
+            CONCEPT_QUERIES.relate_concepts,
+            layer.world_id,
+            layer.player_id,
             key.request_id,
             key.fingerprint,
             key.now,
@@ -71,24 +123,71 @@ class PostgresConcepts:
             relationship.to_concept,
             relationship.kind,
             relationship.strength,
+            relationship.period.valid_from,
+            relationship.period.valid_until,
         )
-        return _relationship(rows[0])
+        return relationship_of(rows[0])
+
+    async def end_relationship(
+        self,
+        layer: Layer,
+        key: RequestKey,
+        *,
+        from_concept: str,
+        to_concept: str,
+        kind: str,
+        valid_until: datetime | None,
+    ) -> list[Relationship]:
+        """Ends a tie. Raises WorldNotFound, RelationshipNotFound, RequestIdReused."""
+        rows = await self._database.fetch(
+            CONCEPT_QUERIES.end_relationship,
+            layer.world_id,
+            layer.player_id,
+            key.request_id,
+            key.fingerprint,
+            key.now,
+            from_concept,
+            to_concept,
+            kind,
+            valid_until,
+        )
+        return [relationship_of(row) for row in rows]
 
     async def list_relationships(
         self,
-        world_id: uuid.UUID,
+        layer: Layer,
         concept: str,
+        as_of: AsOf,
         after: tuple[int, str, str] | None,
         limit: int,
     ) -> list[Relationship]:
-        """Returns a concept's ties, those from it first, after (direction, other name, kind).
-
-        Raises WorldNotFound, ConceptNotFound.
-        """
+        """Returns a concept's ties, those from it first. Raises WorldNotFound, ConceptNotFound."""
         rows = await self._database.fetch(
-            QUERIES.list_relationships, world_id, concept, *(after or (None, None, None)), limit
+            CONCEPT_QUERIES.list_relationships,
+            layer.world_id,
+            layer.player_id,
+            concept,
+            as_of.valid,
+            as_of.recorded,
+            *(after or (None, None, None)),
+            limit,
         )
-        return [_relationship(row) for row in rows]
+        return [relationship_of(row) for row in rows]
+
+
+def relationship_of(row: Any) -> Relationship:
+    """Returns the tie of a row with the columns of the type `tie_row`."""
+    return Relationship(
+        row["relationship_id"],
+        row["world_id"],
+        row["from_name"],
+        row["to_name"],
+        row["kind"],
+        row["strength"],
+        row["record_time"],
+        row["player_id"],
+        Period(row["valid_from"], row["valid_until"]),
+    )
 
 
 def _concept(row: Any) -> Concept:
@@ -101,16 +200,19 @@ def _concept(row: Any) -> Concept:
         row["description"],
         json.loads(row["attributes"]),
         row["record_time"],
+        row["player_id"],
+        row["source"],
+        Period(row["valid_from"], row["valid_until"]),
     )
 
 
-def _relationship(row: Any) -> Relationship:
-    return Relationship(
-        row["relationship_id"],
-        row["world_id"],
-        row["from_name"],
-        row["to_name"],
-        row["kind"],
-        row["strength"],
-        row["record_time"],
+def _believed(period: Mapping[str, str | None]) -> BelievedPeriod:
+    moments = {name: text and datetime.fromisoformat(text) for name, text in period.items()}
+    record_time = moments["record_time"]
+    if not record_time:
+        raise AssertionError("a period has no record time")  # the column is NOT NULL
+    return BelievedPeriod(
+        Period(moments["valid_from"] or None, moments["valid_until"] or None),
+        record_time,
+        moments["superseded_time"] or None,
     )

@@ -24,6 +24,17 @@ _STATEMENT_TIMEOUT_SECONDS = 600.0
 _SCRAM_ITERATIONS = 4096
 _SCRAM_SALT_BYTES = 16
 
+# Statements that grant the role what an area's functions need, and keep the granting to the owner.
+_AREA_GRANTS = """
+SELECT
+    format('SELECT %s(%L)', p.oid::regproc, $1::text) AS grant_statement,
+    format('REVOKE EXECUTE ON FUNCTION %s FROM %I', p.oid::regprocedure, $1::text) AS keep_statement
+FROM pg_proc p
+WHERE p.pronamespace = 'knowledge_base'::regnamespace AND p.proname LIKE 'grant\\_%'
+    AND pg_get_function_identity_arguments(p.oid) = 'p_role text'
+ORDER BY p.proname
+"""
+
 
 async def migrate_schema(owner_url: str, service_url: str, service_role: str) -> list[str]:
     """Applies the missing migrations as the owner, then grants the service role what it needs.
@@ -51,6 +62,10 @@ async def migrate_schema(owner_url: str, service_url: str, service_role: str) ->
             service_role,
             _verifier_for(service_url, service_role),
         )
+        # A migration that makes tables ends with a function grant_<area>(role) for them.
+        for area in await connection.fetch(_AREA_GRANTS, service_role):
+            await connection.execute(area["grant_statement"])
+            await connection.execute(area["keep_statement"])
         await grant_stores(connection, schema=SCHEMA, role=service_role)
     finally:
         await connection.close(timeout=_CONNECT_TIMEOUT_SECONDS)

@@ -7,7 +7,11 @@ InvalidRequest
 └── RequestIdReused       one request id for two requests
 NotFound
 ├── WorldNotFound
-└── ConceptNotFound
+├── ConceptNotFound
+├── FactNotFound
+├── RelationshipNotFound
+├── ContradictionNotFound
+└── EventNotFound
 AlreadyExists
 └── WorldNameTaken
 Aborted
@@ -26,10 +30,14 @@ from servicekit.errors import (
 
 __all__ = [
     "ConceptNotFound",
+    "ContradictionNotFound",
+    "EventNotFound",
+    "FactNotFound",
     "IngestInProgress",
     "InvalidDocument",
     "InvalidIdentifier",
     "InvalidText",
+    "RelationshipNotFound",
     "RequestIdReused",
     "TooManyIngests",
     "WorldNameTaken",
@@ -71,6 +79,30 @@ class ConceptNotFound(NotFound):
     """The concept does not exist as the world sees it."""
 
     reason = "CONCEPT_NOT_FOUND"
+
+
+class FactNotFound(NotFound):
+    """The fact does not exist in this world and for this player."""
+
+    reason = "FACT_NOT_FOUND"
+
+
+class RelationshipNotFound(NotFound):
+    """The relationship does not exist in this world and for this player."""
+
+    reason = "RELATIONSHIP_NOT_FOUND"
+
+
+class ContradictionNotFound(NotFound):
+    """The contradiction does not exist in this world and for this player."""
+
+    reason = "CONTRADICTION_NOT_FOUND"
+
+
+class EventNotFound(NotFound):
+    """The world has no such story event."""
+
+    reason = "EVENT_NOT_FOUND"
 
 
 class WorldNameTaken(AlreadyExists):
