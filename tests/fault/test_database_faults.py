@@ -8,6 +8,7 @@ at the end everything acknowledged is there, once.
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 import uuid
 from collections import Counter
@@ -41,10 +42,13 @@ from gaming.common.v1 import tier_pb2
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, story_pb2, worlds_pb2
 from knowledge_base.testing import failure_of, service_url
 from localsuite.postgres import EmbeddedPostgres
+from servicekit.channels import open_channel
 
 WRITERS = 3
 CALL_SECONDS = 10.0
 RECOVERY_SECONDS = 5.0
+TOLD_WITHIN_SECONDS = 3.0
+"""Generous: four tries by a channel take about a second, and the machine may be busy."""
 RETRYABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 Write = Callable[[str, str], Awaitable[str]]
@@ -106,14 +110,9 @@ async def knowledge_base(server: EmbeddedPostgres, log_file: Path) -> AsyncItera
             KNOWLEDGE_BASE_DATABASE_URL=service_url(owner),
             KNOWLEDGE_BASE_MIGRATION_DATABASE_URL=owner,
         ) as service,
-        plain_channel(service.address) as channel,
+        open_channel(service.address) as channel,
     ):
         yield knowledge_base_pb2_grpc.KnowledgeBaseServiceStub(channel)
-
-
-def plain_channel(address: str) -> grpc.aio.Channel:
-    """A channel that repeats nothing by itself: what the service says is what the test sees."""
-    return grpc.aio.insecure_channel(address, options=[("grpc.enable_retries", 0)])
 
 
 def story_writer(stub: Any, world_id: str) -> Write:
@@ -185,7 +184,7 @@ async def test_nothing_acknowledged_is_lost_nothing_is_done_twice_and_its_return
             worlds_pb2.CreateWorldRequest(name="a", request_id=str(uuid.uuid4())), timeout=20
         )
         stories = Writers("knowledge_base", story_writer(stub, created.world.world_id))
-        channel = await stack.enter_async_context(plain_channel(replica.address))
+        channel = await stack.enter_async_context(open_channel(replica.address))
         holds = Writers(
             "autoscaler", hold_writer(autoscaler_pb2_grpc.AutoscalerServiceStub(channel))
         )
@@ -217,6 +216,9 @@ async def test_nothing_acknowledged_is_lost_nothing_is_done_twice_and_its_return
             "first success after recovery, s": {k: round(v, 2) for k, v in recoveries.items()},
             "refusals": {w.service: dict(w.refusals) for w in both},
             "longest refusal, s": {w.service: round(max(w.refused_seconds), 1) for w in both},
+            "median refusal, s": {
+                w.service: round(statistics.median(w.refused_seconds), 2) for w in both
+            },
             "servers added meanwhile after, s": round(grew_seconds, 1),
             "acknowledged": {w.service: len(w.acknowledged) for w in both},
         }
@@ -234,7 +236,10 @@ async def test_nothing_acknowledged_is_lost_nothing_is_done_twice_and_its_return
         )
         for writers in both:
             assert writers.untold == []
-            assert writers.refusals["UNAVAILABLE"] > writers.refusals["DEADLINE_EXCEEDED"]
+            # Those under way when it struck may wait in vain. The others are told at once,
+            # though the channel asks for them up to four times.
+            assert writers.refusals["DEADLINE_EXCEEDED"] <= 2 * WRITERS
+            assert statistics.median(writers.refused_seconds) < TOLD_WITHIN_SECONDS
         assert max(recoveries.values()) < RECOVERY_SECONDS
 
 

@@ -28,23 +28,22 @@ def test_a_success_in_between_starts_the_count_anew() -> None:
     assert breaker.admits(0.0)
 
 
-def test_one_call_in_every_pause_goes_through_while_it_is_open() -> None:
+def test_after_a_pause_one_call_goes_through_and_no_other_while_it_is_under_way() -> None:
     breaker = opened()
-    assert [breaker.admits(at) for at in (101.0, 101.1, 101.9, 102.1, 103.0)] == [
-        True,
-        False,
-        False,
-        True,
-        False,
-    ]
+    assert [breaker.admits(at) for at in (101.0, 101.1, 103.9)] == [True, False, False]
 
 
-def test_a_failed_probe_leaves_it_open_and_opens_nothing_anew() -> None:
+def test_a_call_that_tells_nothing_holds_the_next_one_up_for_three_seconds() -> None:
+    breaker = opened()
+    assert [breaker.admits(at) for at in (101.0, 104.0, 104.1, 107.0)] == [True, True, False, True]
+
+
+def test_a_failure_of_the_call_let_through_is_followed_by_a_pause() -> None:
     breaker = opened()
     assert breaker.admits(101.0)
     assert not breaker.failed(101.5)
-    assert not breaker.admits(101.9)
-    assert breaker.admits(102.0)
+    assert not breaker.admits(102.4)
+    assert breaker.admits(102.5)
 
 
 def test_the_first_success_closes_it_for_all() -> None:
@@ -58,20 +57,18 @@ def test_the_first_success_closes_it_for_all() -> None:
 @given(
     st.lists(st.tuples(st.sampled_from(["ask", "fail", "succeed"]), st.floats(0, 3)), max_size=60)
 )
-def test_nobody_is_refused_for_longer_than_a_pause_after_the_last_call_let_through(
+def test_nobody_is_refused_for_longer_than_its_patience_after_something_happened(
     steps: list[tuple[str, float]],
 ) -> None:
-    breaker, now, last_through = CircuitBreaker(), 0.0, 0.0
+    breaker, now, last_happened = CircuitBreaker(), 0.0, 0.0
     for what, seconds in steps:
         now += seconds
         if what == "fail":
-            was_open = breaker.is_open
             breaker.failed(now)
-            if breaker.is_open and not was_open:
-                last_through = now
+            last_happened = now
         elif what == "succeed":
             breaker.succeeded()
         elif breaker.admits(now):
-            last_through = now
+            last_happened = now
         else:
-            assert now - last_through < breaker.pause_seconds
+            assert now - last_happened < breaker.patience_seconds

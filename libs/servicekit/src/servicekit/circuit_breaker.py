@@ -9,19 +9,21 @@ __all__ = ["CircuitBreaker"]
 
 @dataclass(slots=True)
 class CircuitBreaker:
-    """Opens after failures in a row; while it is open, lets one call in every pause through.
+    """Opens after failures in a row; while it is open, lets one call at a time through.
 
-    The first of those to succeed closes it. One whose answer is long in coming, or that its caller
-    gives up, holds no other up: the next goes through a pause later. Times are seconds of any clock
-    that never steps back.
+    The first success closes it. After a failure there is a pause, and then the next call goes
+    through. One that hangs, or whose end is never told, holds the next up for no longer than
+    `patience_seconds`. Times are seconds of any clock that never steps back.
 
     Args:
         failures_to_open: so many in a row, with no success in between, open it.
-        pause_seconds: between the calls let through while it is open.
+        pause_seconds: between a failure and the next call let through.
+        patience_seconds: between one call let through and the next, when the first tells nothing.
     """
 
     failures_to_open: int = 3
     pause_seconds: float = 1.0
+    patience_seconds: float = 3.0
     _failures: int = field(default=0, init=False)
     _next_probe: float | None = field(default=None, init=False)
 
@@ -36,16 +38,17 @@ class CircuitBreaker:
             return True
         if now < self._next_probe:
             return False
-        self._next_probe = now + self.pause_seconds
+        self._next_probe = now + self.patience_seconds
         return True
 
     def failed(self, now: float) -> bool:
         """Counts a call that got no answer; True when that opens it."""
         self._failures += 1
-        if self.is_open or self._failures < self.failures_to_open:
+        if self._failures < self.failures_to_open:
             return False
+        opens = not self.is_open
         self._next_probe = now + self.pause_seconds
-        return True
+        return opens
 
     def succeeded(self) -> bool:
         """Counts a call that got its answer; True when that closes it."""

@@ -161,9 +161,12 @@ class _Acquire(PoolAcquireContext):  # type: ignore[misc]  # as above
             raise
 
     async def __aexit__(self, *failure: object) -> None:
-        # Other failures prove neither: a statement may be wrong, or take too long by itself.
-        if failure[0] is None:
+        error = failure[1]
+        if error is None or (isinstance(error, asyncpg.PostgresError) and not _is_away(error)):
             self.pool.database_answered()
+        elif self.pool.breaker.is_open:
+            self.pool.database_failed()
+        # Otherwise it proves neither: a statement may take too long by itself.
         await super().__aexit__(*failure)
 
 
@@ -171,7 +174,7 @@ class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # as above
     """A pool in which nobody waits for a free connection for ever, nor one after the other.
 
     A database that does not answer costs each caller seconds, as many as its deadline has. So after
-    a few of them the others are refused at once, but for one a second that tries.
+    a few of them the others are refused at once, but for one at a time that tries.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -222,7 +225,7 @@ async def open_pool(
     The pool opens connections when they are needed, so it starts although the database is away, and
     recovers by itself. Waiting for a connection ends with TimeoutError after five seconds. After
     three failures in a row to get a connection or an answer, `acquire` raises DatabaseAway at once,
-    but for one call a second, until one of those succeeds.
+    but for one call at a time, until one of those succeeds.
 
     Args:
         url: `postgresql://user:password@host:port/database`.
