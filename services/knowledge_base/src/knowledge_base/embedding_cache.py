@@ -60,6 +60,11 @@ class EmbeddingCache:
         rows = [vectors[text] for text in texts]
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimensions)
 
+    def forget_texts(self) -> None:
+        """Forgets all texts and their vectors."""
+        self._queries.clear()
+        self._documents.clear()
+
 
 class _RecentVectors:
     """The vectors of the texts used last, at most `size`."""
@@ -81,3 +86,6 @@ class _RecentVectors:
         while len(self._vectors) > self._size:
             self._vectors.popitem(last=False)
         return vector
+
+    def clear(self) -> None:
+        self._vectors.clear()
