@@ -65,6 +65,8 @@ class Evaluation:
         self._running = running
         self._embedder = embedder
         self._baselines = baselines
+        # What is asked for is relevance; a caller who wants a story's latest adds the others.
+        self._weights = story_pb2.RecallWeights(relevance=1)
 
     async def documents(self, documents: DocumentSet) -> Results:
         """Ingests a set and returns what came of its questions, by way of searching."""
@@ -144,7 +146,12 @@ class Evaluation:
         for question in conversation.questions:
             await self._ask_baselines(question, results)
             answer = await self._running.stub.Recall(
-                story_pb2.RecallRequest(world_id=world_id, query=question.text, limit=10),
+                story_pb2.RecallRequest(
+                    world_id=world_id,
+                    query=question.text,
+                    limit=10,
+                    weights=self._weights,
+                ),
                 timeout=_TIMEOUT_SECONDS,
             )
             found = tuple(turn_of[recalled.event.event_id] for recalled in answer.events)

@@ -2,19 +2,24 @@
 
 import math
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
+from knowledge_base.domain.query_clues import NamedTimes
 from knowledge_base.domain.text import check_text, check_texts, normalise_name
+from servicekit.errors import InvalidRequest
 
 __all__ = [
     "DEFAULT_IMPORTANCE",
     "NewEvent",
+    "RecallClues",
     "RecallParameters",
     "RecallQuery",
     "RecalledEvent",
     "StoryEvent",
     "World",
+    "with_neighbours",
 ]
 
 DEFAULT_IMPORTANCE = 0.5
@@ -26,13 +31,14 @@ _HOURLY_DECAY = 0.995
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A world with its own memory."""
+    """A world with its own memory; it is read-only since `archive_time`, None: it is not."""
 
     world_id: uuid.UUID
     name: str
     description: str
     create_time: datetime
     event_count: int
+    archive_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,13 @@ class RecallQuery:
     """What is to be remembered; empty filters let everything through.
 
     Events count from `start_time` on and before `end_time`, are of one of `kinds`, and all of
-    `participants` took part in them.
+    `participants` took part in them. With `as_of_time` nothing later in story time counts and
+    recency is measured from it; with `as_of_record_time` nothing that was recorded later counts.
+
+    Attributes:
+        weights: of relevance, recency and importance, in place of the settings'; see
+            `RecallParameters`.
+        neighbours: how many events before and after each one come with it.
     """
 
     text: str
@@ -106,6 +118,10 @@ class RecallQuery:
     end_time: datetime | None = None
     kinds: tuple[str, ...] = ()
     participants: tuple[str, ...] = ()
+    as_of_time: datetime | None = None
+    as_of_record_time: datetime | None = None
+    weights: tuple[float, float, float] | None = None
+    neighbours: int = 0
 
     @classmethod
     def of(
@@ -117,11 +133,17 @@ class RecallQuery:
         end_time: datetime | None,
         kinds: tuple[str, ...],
         participants: tuple[str, ...],
+        as_of_time: datetime | None = None,
+        as_of_record_time: datetime | None = None,
+        weights: tuple[float, float, float] | None = None,
+        neighbours: int = 0,
     ) -> "RecallQuery":
         """Returns the query with texts as they are stored.
 
-        Raises InvalidText when one cannot be stored.
+        Raises InvalidText when one cannot be stored, InvalidRequest when all weights are 0.
         """
+        if weights is not None and not any(weights):
+            raise InvalidRequest("weights must not all be 0; leave them out for the defaults.")
         return cls(
             check_text("query", text),
             limit,
@@ -132,22 +154,61 @@ class RecallQuery:
                 normalise_name(f"participants[{index}]", name)
                 for index, name in enumerate(participants)
             ),
+            as_of_time,
+            as_of_record_time,
+            weights,
+            neighbours,
         )
 
 
 @dataclass(frozen=True, slots=True)
+class RecallClues:
+    """What a query names: see `query_clues`. `text` is what is left of it to look for."""
+
+    text: str
+    participants: tuple[str, ...] = ()
+    times: NamedTimes = NamedTimes()
+
+
+@dataclass(frozen=True, slots=True)
 class RecalledEvent:
-    """A memory with what speaks for it; all scores lie in 0..1."""
+    """A memory with what speaks for it; all scores lie in 0..1 but the cosine, -1..1.
+
+    `before` and `after` are its neighbours in the order of recording, where they were asked for.
+    """
 
     event: StoryEvent
     score: float
     relevance: float
     recency: float
+    cosine: float = 0.0
+    keyword_share: float = 0.0
+    before: tuple[StoryEvent, ...] = ()
+    after: tuple[StoryEvent, ...] = ()
+
+
+def with_neighbours(
+    recalled: Sequence[RecalledEvent], around: Sequence[StoryEvent], steps: int
+) -> list[RecalledEvent]:
+    """Returns the memories with the events of `around` that stand at most `steps` from each."""
+    by_sequence = {event.sequence: event for event in around}
+
+    def at(sequences: range) -> tuple[StoryEvent, ...]:
+        return tuple(by_sequence[number] for number in sequences if number in by_sequence)
+
+    return [
+        replace(
+            item,
+            before=at(range(item.event.sequence - steps, item.event.sequence)),
+            after=at(range(item.event.sequence + 1, item.event.sequence + steps + 1)),
+        )
+        for item in recalled
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class RecallParameters:
-    """How relevance, recency and importance are weighed.
+    """How relevance, recency and importance are weighed, and what makes an event relevant.
 
     score = (w_relevance * relevance + w_recency * recency + w_importance * importance) / sum of w
     recency = 0.5 ^ (age / half-life)
@@ -162,12 +223,31 @@ class RecallParameters:
     Attributes:
         relevance_weight, recency_weight, importance_weight: not negative, not all 0.
         half_life_hours: default ln 0.5 / ln 0.995 = 138.3 hours, their decay.
+        k1: saturation of term frequency in BM25F; small, since in short texts one mention says it.
+        before_weight, second_before_weight, after_weight: how much a word counts that stands in
+            the event before, the one before that, or the one after: an answer shares few words
+            with the question, the question that it answers does.
+        participant_boost: added to relevance for the first participant that the query names.
+        time_boost: added for an event in a time that the query names.
+        question_penalty: taken off for an event that ends as a question, since it seldom holds
+            what is asked.
+
+    BM25F is that of Robertson, Zaragoza & Taylor 2004, "Simple BM25 Extension to Multiple Weighted
+    Fields", without normalisation by length. The values were chosen on three long dialogues; see
+    docs/retrieval.md for what each is worth.
     """
 
     relevance_weight: float = 0.7
     recency_weight: float = 0.15
     importance_weight: float = 0.15
     half_life_hours: float = math.log(0.5) / math.log(_HOURLY_DECAY)
+    k1: float = 0.5
+    before_weight: float = 0.5
+    second_before_weight: float = 0.2
+    after_weight: float = 0.2
+    participant_boost: float = 0.1
+    time_boost: float = 0.1
+    question_penalty: float = 0.03
 
     @property
     def normalised_weights(self) -> tuple[float, float, float]:

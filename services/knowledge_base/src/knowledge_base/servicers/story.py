@@ -8,7 +8,7 @@ from gaming.knowledge_base.v1 import story_pb2
 from knowledge_base.domain.memory import RecallQuery
 from knowledge_base.domain.text import parse_world_id
 from knowledge_base.memory import WorldMemory
-from knowledge_base.wire.story import event_message, new_event, recalled_message
+from knowledge_base.wire.story import event_message, new_event, recall_weights, recalled_message
 from knowledge_base.wire.times import optional_time
 
 __all__ = ["StoryMethods"]
@@ -41,6 +41,10 @@ class StoryMethods(pb_grpc.KnowledgeBaseServiceServicer):
             end_time=optional_time(request, "end_time"),
             kinds=tuple(request.kinds),
             participants=tuple(request.participants),
+            as_of_time=optional_time(request, "as_of_time"),
+            as_of_record_time=optional_time(request, "as_of_record_time"),
+            weights=recall_weights(request),
+            neighbours=request.neighbours,
         )
         world_id = parse_world_id("world_id", request.world_id)
         recalled = await self._memory.recall(world_id, query)

@@ -4,7 +4,7 @@ from gaming.knowledge_base.v1 import story_pb2
 from knowledge_base.domain.memory import NewEvent, RecalledEvent, StoryEvent
 from knowledge_base.wire.times import optional_time, stamp
 
-__all__ = ["event_message", "new_event", "recalled_message"]
+__all__ = ["event_message", "new_event", "recall_weights", "recalled_message"]
 
 
 def new_event(message: story_pb2.StoryEvent, index: int) -> NewEvent:
@@ -18,6 +18,14 @@ def new_event(message: story_pb2.StoryEvent, index: int) -> NewEvent:
         importance=message.importance if message.HasField("importance") else None,
         field=field,
     )
+
+
+def recall_weights(request: story_pb2.RecallRequest) -> tuple[float, float, float] | None:
+    """Returns the weights of relevance, recency and importance, None when none are given."""
+    if not request.HasField("weights"):
+        return None
+    weights = request.weights
+    return weights.relevance, weights.recency, weights.importance
 
 
 def event_message(event: StoryEvent) -> story_pb2.StoryEvent:
@@ -40,4 +48,6 @@ def recalled_message(recalled: RecalledEvent) -> story_pb2.RecalledEvent:
         score=recalled.score,
         relevance=recalled.relevance,
         recency=recalled.recency,
+        before=map(event_message, recalled.before),
+        after=map(event_message, recalled.after),
     )

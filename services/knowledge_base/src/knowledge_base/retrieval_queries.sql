@@ -1,0 +1,11 @@
+-- name: participants_named
+SELECT name FROM knowledge_base.participants_named($1, $2) AS name
+
+-- name: recall_story_events
+SELECT * FROM knowledge_base.recall_story_events(
+    $1, $2, knowledge_base.embedded_with($27, $3), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+    $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26
+)
+
+-- name: events_around
+SELECT * FROM knowledge_base.events_around($1, $2, $3, $4, $5)
