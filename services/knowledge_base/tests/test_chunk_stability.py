@@ -61,7 +61,7 @@ def test_an_edited_paragraph_of_the_lore_is_one_new_chunk(
 
 
 def units(count: int) -> list[str]:
-    rng = random.Random(7)
+    rng = random.Random(7)  # noqa: S311  # the same units every time, no secret
     openings = ["The warden", "A bell", "When the tide", "Some say the ferry", "No clerk", "Each"]
     return [
         f"{rng.choice(openings)} of parish {number} went home by lamp {rng.randrange(900)}."

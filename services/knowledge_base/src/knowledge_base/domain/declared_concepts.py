@@ -188,8 +188,8 @@ def _limited(path: str, name: str, field: str, value: FieldValue, longest: int) 
 def _mention(name: str) -> str:
     words = [re.escape(word) for word in name.split()]
     first = name[0]
-    if first.islower() and first.upper() != first and len(first.upper()) == 1:
-        words[0] = f"[{re.escape(first + first.upper())}]{re.escape(name.split()[0][1:])}"
+    if first.islower() and len(first.upper()) == 1:
+        words[0] = f"[{first}{first.upper()}]{words[0][1:]}"
     # A name may be broken over two lines.
     return r"(?<!\w)" + r"\s+".join(words) + r"(?!\w)"
 

@@ -1,15 +1,19 @@
 """Documents of lore and what a search for them returns."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
 from knowledge_base.domain.errors import InvalidDocument
+from knowledge_base.domain.front_matter import FieldValue
 from servicekit.errors import FieldViolation
 
 __all__ = [
     "Citation",
+    "ConceptPassage",
     "Document",
+    "IngestProgress",
     "IngestState",
     "IngestSummary",
     "IngestedDocument",
@@ -40,6 +44,16 @@ class IngestedDocument:
 
 
 @dataclass(frozen=True, slots=True)
+class IngestProgress:
+    """How far a document is: `embedded_chunks` of `changed_chunks` are embedded."""
+
+    path: str
+    chunks: int
+    changed_chunks: int
+    embedded_chunks: int
+
+
+@dataclass(frozen=True, slots=True)
 class IngestSummary:
     """An ingest is done; `chunks` counts the whole collection."""
 
@@ -52,7 +66,7 @@ class IngestSummary:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document that is stored."""
+    """A document that is stored; `concepts` are those its passages speak of, where asked for."""
 
     collection: str
     path: str
@@ -60,6 +74,8 @@ class Document:
     chunks: int
     ingest_time: datetime
     content_sha256: bytes
+    front_matter: Mapping[str, FieldValue] = field(default_factory=dict)
+    concepts: tuple[str, ...] = ()
 
 
 class SearchMode(Enum):
@@ -124,6 +140,17 @@ class SearchResult:
     score: float
     vector_score: float | None
     keyword_score: float | None
+    concepts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConceptPassage:
+    """A passage that speaks of concepts; `ordinal` counts its document's passages from 1."""
+
+    text: str
+    citation: Citation
+    ordinal: int
+    concepts: tuple[str, ...]
 
 
 def check_path(path: str) -> str:
