@@ -9,12 +9,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
+
 import asyncpg
 
 from gaming.events.events_pb2 import GameEvent
 from messaging.store_schema import outbox_queries
 
-__all__ = ["enqueue", "requeue_parked"]
+__all__ = ["ParkedEvent", "enqueue", "parked_events", "requeue_parked"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParkedEvent:
+    """An event that was set aside; `attempts` counts refusals while others were accepted."""
+
+    event_id: str
+    reason: str
+    attempts: int
+    park_time: datetime
 
 
 async def enqueue(connection: asyncpg.Connection, *events: GameEvent, schema: str) -> None:
@@ -39,6 +52,14 @@ async def enqueue(connection: asyncpg.Connection, *events: GameEvent, schema: st
             outbox_queries(schema).enqueue_events,
             [event.SerializeToString(deterministic=True) for event in events],
         )
+
+
+async def parked_events(
+    connection: asyncpg.Connection, *, schema: str, limit: int = 1000
+) -> list[ParkedEvent]:
+    """Returns up to `limit` parked events, the oldest first."""
+    rows = await connection.fetch(outbox_queries(schema).parked_events, limit)
+    return [ParkedEvent(**dict(row)) for row in rows]
 
 
 async def requeue_parked(connection: asyncpg.Connection, *, schema: str, limit: int = 1000) -> int:

@@ -47,6 +47,12 @@ INSERT INTO {{schema}}.outbox_parked (
 )
 SELECT g.position, g.event_id, g.event, g.enqueue_time, g.attempts, g.reason FROM gone g
 
+-- name: parked_events
+SELECT event_id, reason, attempts, park_time
+FROM {{schema}}.outbox_parked
+ORDER BY position
+LIMIT $1
+
 -- name: requeue_parked
 -- Puts parked events back in line, behind what waits now.
 WITH chosen AS (
