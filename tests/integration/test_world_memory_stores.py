@@ -63,7 +63,7 @@ async def record(store: Any, world: uuid.UUID, key: RequestKey, *events: Any) ->
 async def recall(store: Any, world: uuid.UUID) -> list[str]:
     vector = np.full(384, 384**-0.5, dtype=np.float32)
     found = await store.recall(
-        world, RecallQuery("a lamp"), vector, RankingParameters(), RecallParameters()
+        world, RecallQuery("a lamp"), vector, RankingParameters(), RecallParameters(), model="model"
     )
     return sorted(memory.event.text for memory in found)
 

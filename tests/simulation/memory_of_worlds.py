@@ -13,6 +13,7 @@ from knowledge_base.domain.errors import RequestIdReused, WorldNotFound
 from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import (
     NewEvent,
+    RecallClues,
     RecalledEvent,
     RecallParameters,
     RecallQuery,
@@ -100,9 +101,12 @@ class WorldEvents:
         embedding: Vector,
         ranking: RankingParameters,
         parameters: RecallParameters,
+        *,
+        model: str,
+        clues: RecallClues | None = None,
     ) -> list[RecalledEvent]:
         """Return the world's events by similarity alone, the best first."""
-        del ranking, parameters
+        del ranking, parameters, model, clues
         found = [
             RecalledEvent(event, relevance, relevance, 0.0)
             for event, vector in self._world(world_id).events
@@ -110,6 +114,13 @@ class WorldEvents:
         ]
         found.sort(key=lambda memory: (-memory.score, memory.event.sequence))
         return found[: query.limit]
+
+    async def participants_named(self, world_id: uuid.UUID, words: Sequence[str]) -> list[str]:
+        """Return the participants whose names hold one of the words."""
+        wanted = set(words)
+        events = [event for event, _ in self._world(world_id).events]
+        names = {name for event in events for name in event.participants}
+        return sorted(name for name in names if wanted & set(name.split()))
 
     async def list_events(
         self, world_id: uuid.UUID, before: tuple[datetime, int] | None, limit: int

@@ -8,22 +8,27 @@ python -m knowledge_base prepare-model   writes the embedding model's graph, the
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from random import Random
 
 from gaming.events.events_pb2 import GameEvent
 from knowledge_base.adapters.bus_events import bus_event
 from knowledge_base.adapters.database import Database, UnsafeDatabaseError, open_database
+from knowledge_base.adapters.minilm_weights import ModelFilesError
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
 from knowledge_base.adapters.postgres_concepts import PostgresConcepts
+from knowledge_base.adapters.postgres_context import PostgresContextConcepts
+from knowledge_base.adapters.postgres_embedding_models import PostgresEmbeddingModels
 from knowledge_base.adapters.postgres_facts import PostgresFacts
 from knowledge_base.adapters.postgres_graph import PostgresGraph
 from knowledge_base.adapters.postgres_lore import PostgresLore
 from knowledge_base.adapters.postgres_memory import PostgresMemory
 from knowledge_base.adapters.postgres_subscriptions import PostgresSubscriptions
 from knowledge_base.adapters.schema import SCHEMA, migrate_schema
+from knowledge_base.adapters.wordpiece_counter import WordpieceCounter
 from knowledge_base.concepts import ConceptBook
 from knowledge_base.config import (
     DatabaseSettings,
@@ -34,15 +39,22 @@ from knowledge_base.config import (
     NarrationSettings,
     RankingSettings,
 )
-from knowledge_base.embedding_cache import EmbeddingCache
+from knowledge_base.context import ContextBuilder
+from knowledge_base.declarations import ConceptDeclarations
+from knowledge_base.domain.embedding_models import LOCAL_DIMENSIONS, LOCAL_MODEL, titan_name
+from knowledge_base.domain.token_count import ByteTokenCounter
+from knowledge_base.embedding_change import EmbeddingChange
+from knowledge_base.embedding_models import EmbeddingModels, OfferedModel
 from knowledge_base.facts import FactBook
 from knowledge_base.graph import ConceptGraph
 from knowledge_base.ingest import LoreIngest
 from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder
+from knowledge_base.ports_context import TokenCounter
 from knowledge_base.search import LoreSearch
 from knowledge_base.servicer import KnowledgeBaseServicer
 from knowledge_base.subscriptions import BusListener, Subscriptions
+from knowledge_base.whole_worlds import WholeWorlds, open_whole_worlds
 from messaging.consumer import Handler
 from messaging.service_bus import (
     keep_running,
@@ -68,72 +80,99 @@ async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> Non
             stored.migration_database_url, stored.database_url, stored.service_role
         )
     async with AsyncExitStack() as stack:
-        embedder = EmbeddingCache(
-            await stack.enter_async_context(await _open_embedder(settings.embedding)),
-            settings.embedding.query_cache_size,
-        )
         database = await stack.enter_async_context(connect(stored))
-        servicer, memory = compose(
+        models = await stack.enter_async_context(
+            EmbeddingModels(
+                offered_models(settings.embedding, runtime.clock, runtime.random),
+                PostgresEmbeddingModels(database),
+                runtime.clock,
+                query_cache_size=settings.embedding.query_cache_size,
+            )
+        )
+        await models.open()
+        worlds = await stack.enter_async_context(
+            open_whole_worlds(connect, stored, models, runtime.clock)
+        )
+        servicer, memory, change = compose(
             database,
-            embedder,
+            models,
             runtime.clock,
             stored,
             settings.ranking,
             announces=settings.messaging.publishes,
+            filled_rows_per_second=settings.embedding.filled_rows_per_second,
+            worlds=worlds,
+            token_counter=await asyncio.to_thread(_token_counter),
         )
         await runtime.serve(
             [servicer.registration()],
             settings.server,
             memory.forget_requests,
-            partial(_run_bus, settings, runtime, embedder),
+            change.fill,
+            *worlds.tasks,
+            partial(worlds.close_watches, runtime.stopping),
+            partial(_run_bus, settings, runtime, models),
         )
 
 
 def compose(
     database: Database,
-    embedder: Embedder,
+    models: EmbeddingModels,
     clock: Clock,
     stored: DatabaseSettings,
     ranking: RankingSettings,
     *,
     announces: bool,
-) -> tuple[KnowledgeBaseServicer, WorldMemory]:
-    """Returns the service on a database and an embedder, and the part that has a task to run.
+    filled_rows_per_second: float,
+    worlds: WholeWorlds,
+    token_counter: TokenCounter | None = None,
+) -> tuple[KnowledgeBaseServicer, WorldMemory, EmbeddingChange]:
+    """Returns the service on a database and its models, and the parts that have a task to run.
 
-    `announces` says whether recorded story events are put into the outbox.
+    `announces` says whether recorded story events are put into the outbox. Without `token_counter`
+    tokens are counted by bytes.
     """
     lore = PostgresLore(database, clock, lock_wait_seconds=stored.ingest_lock_wait_seconds)
     memory = WorldMemory(
         PostgresMemory(database, announces=announces),
-        embedder,
+        models,
         clock,
         ranking.ranking,
         ranking.recall,
         request_retention=timedelta(hours=stored.request_retention_hours),
     )
     search = LoreSearch(
-        lore, embedder, clock, ranking.ranking, stale_answer_seconds=stored.stale_answer_seconds
+        lore, models, clock, ranking.ranking, stale_answer_seconds=stored.stale_answer_seconds
     )
+    worlds.forgetful.extend((models, search))
     concepts = ConceptBook(PostgresConcepts(database), clock)
     facts = FactBook(PostgresFacts(database), clock)
     graph = ConceptGraph(PostgresGraph(database))
-    ingest = LoreIngest(lore, embedder, clock)
+    ingest = LoreIngest(lore, models, ConceptDeclarations(concepts), clock)
     subscriptions = Subscriptions(PostgresSubscriptions(database), clock)
-    servicer = KnowledgeBaseServicer(
-        ingest,
-        search,
-        memory,
-        concepts=concepts,
-        facts=facts,
-        graph=graph,
-        subscriptions=subscriptions,
+    change = EmbeddingChange(
+        PostgresEmbeddingModels(database), models, clock, rows_per_second=filled_rows_per_second
     )
-    return servicer, memory
+    servicer = KnowledgeBaseServicer(
+        ingest, search, memory, concepts, facts, graph, subscriptions, models, change, worlds,
+        context=ContextBuilder(
+            search, memory, PostgresContextConcepts(database), token_counter or ByteTokenCounter()
+        ),
+    )
+    return servicer, memory, change
+
+
+def _token_counter() -> TokenCounter:
+    """Returns the local model's tokenizer; where that is not installed, a count by bytes."""
+    try:
+        return WordpieceCounter.from_package()
+    except ModelFilesError:
+        return ByteTokenCounter()
 
 
 def compose_listener(
     database: Database,
-    embedder: Embedder,
+    models: EmbeddingModels,
     clock: Clock,
     narration: NarrationSettings,
     *,
@@ -146,7 +185,7 @@ def compose_listener(
     listener = BusListener(
         PostgresSubscriptions(database),
         PostgresMemory(database, announces=announces),
-        embedder,
+        models,
         clock,
         ignored_state_keys=narration.ignored_state_keys,
     )
@@ -154,13 +193,13 @@ def compose_listener(
     async def take(message: GameEvent) -> None:
         event = bus_event(message)
         if event is not None:
-            await listener.take(event)
+            await models.with_one_model(partial(listener.take, event))
 
     return take
 
 
 async def _run_bus(
-    settings: KnowledgeBaseSettings, runtime: ServiceRuntime, embedder: Embedder
+    settings: KnowledgeBaseSettings, runtime: ServiceRuntime, models: EmbeddingModels
 ) -> None:
     """Joins the game's event bus as far as the settings name it, beside the server.
 
@@ -193,7 +232,7 @@ async def _run_bus(
         )
         if messaging.consumes:
             take = compose_listener(
-                database, embedder, clock, settings.narration, announces=messaging.publishes
+                database, models, clock, settings.narration, announces=messaging.publishes
             )
             consumer = await stack.enter_async_context(
                 open_consumer(messaging, take, clock=clock, telemetry=telemetry, random=rng)
@@ -214,6 +253,44 @@ async def prepare_model(settings: ModelSettings, runtime: ServiceRuntime) -> Non
     """Writes the model's graph into the cache directory and loads it once."""
     async with await _open_embedder(settings.embedding) as embedder:
         await embedder.embed_query("ready")
+
+
+def offered_models(
+    settings: EmbeddingSettings, clock: Clock, rng: Random
+) -> tuple[OfferedModel, ...]:
+    """Returns the models this process can embed with, the one of the settings first."""
+
+    @asynccontextmanager
+    async def open_local() -> AsyncIterator[Embedder]:
+        async with await _open_embedder(settings) as embedder:
+            yield embedder
+
+    def open_bedrock() -> AbstractAsyncContextManager[Embedder]:
+        # The AWS SDK is slow to import, and a service on the local model does without it.
+        from knowledge_base.adapters.bedrock_embedder import (  # noqa: PLC0415  # see above
+            open_bedrock_embedder,
+        )
+
+        return open_bedrock_embedder(
+            region=settings.bedrock_region,
+            endpoint_url=settings.bedrock_endpoint_url,
+            dimensions=int(settings.bedrock_dimensions),
+            calls_at_once=settings.bedrock_calls_at_once,
+            timeout_seconds=settings.bedrock_timeout_seconds,
+            clock=clock,
+            rng=rng,
+        )
+
+    local = OfferedModel(LOCAL_MODEL, LOCAL_DIMENSIONS, open_local)
+    if not settings.bedrock_region:
+        if settings.embedder == "bedrock":
+            raise SettingsError(
+                ["KNOWLEDGE_BASE_EMBEDDER=bedrock needs KNOWLEDGE_BASE_BEDROCK_REGION"]
+            )
+        return (local,)
+    dimensions = int(settings.bedrock_dimensions)
+    bedrock = OfferedModel(titan_name(dimensions), dimensions, open_bedrock)
+    return (local, bedrock) if settings.embedder == "local" else (bedrock, local)
 
 
 async def _open_embedder(settings: EmbeddingSettings) -> OnnxEmbedder:

@@ -88,6 +88,13 @@ class DatabaseSettings:
         minimum=0.0,
         help="oldest search answer given again while the database is away",
     )
+    backup_retention_days: int = setting(
+        "KNOWLEDGE_BASE_BACKUP_RETENTION_DAYS",
+        default=35,
+        minimum=0,
+        maximum=3650,
+        help="how long backups of the database are kept; told to whoever erases a world",
+    )
     request_retention_hours: float = setting(
         "KNOWLEDGE_BASE_REQUEST_RETENTION_HOURS",
         default=168.0,
@@ -98,8 +105,14 @@ class DatabaseSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingSettings:
-    """The embedding model in this process."""
+    """The embedding models that this process can use."""
 
+    embedder: str = setting(
+        "KNOWLEDGE_BASE_EMBEDDER",
+        default="local",
+        choices=("local", "bedrock"),
+        help="the model that a new database is filled with; later it is changed by operators",
+    )
     model_cache_directory: Path = setting(
         "KNOWLEDGE_BASE_MODEL_CACHE_DIRECTORY",
         default=Path("~/.cache/gamekeeper/models"),
@@ -117,7 +130,44 @@ class EmbeddingSettings:
         default=2048,
         minimum=1,
         maximum=1_000_000,
-        help="queries whose vectors are remembered, 1.7 kB each",
+        help="queries whose vectors are remembered, 1.7 kB each with 384 dimensions",
+    )
+    filled_rows_per_second: float = setting(
+        "KNOWLEDGE_BASE_FILLED_ROWS_PER_SECOND",
+        default=100.0,
+        minimum=0.1,
+        maximum=100_000.0,
+        help="rows that get the new vector a second, at most, while the model is changed",
+    )
+    bedrock_region: str = setting(
+        "KNOWLEDGE_BASE_BEDROCK_REGION",
+        default="",
+        help="AWS region of Amazon Bedrock; empty: its model is not offered",
+    )
+    bedrock_endpoint_url: str | None = setting(
+        "KNOWLEDGE_BASE_BEDROCK_ENDPOINT_URL",
+        default=None,
+        help="another endpoint than AWS's for Bedrock, for example a VPC's; empty: AWS's",
+    )
+    bedrock_dimensions: str = setting(
+        "KNOWLEDGE_BASE_BEDROCK_DIMENSIONS",
+        default="1024",
+        choices=("256", "512", "1024"),
+        help="length of Titan's vectors",
+    )
+    bedrock_calls_at_once: int = setting(
+        "KNOWLEDGE_BASE_BEDROCK_CALLS_AT_ONCE",
+        default=8,
+        minimum=3,
+        maximum=256,
+        help="most calls to Bedrock in flight; two are kept for queries",
+    )
+    bedrock_timeout_seconds: float = setting(
+        "KNOWLEDGE_BASE_BEDROCK_TIMEOUT_SECONDS",
+        default=10.0,
+        minimum=0.1,
+        maximum=60.0,
+        help="limit of one text's embedding by Bedrock, repeats included",
     )
 
 

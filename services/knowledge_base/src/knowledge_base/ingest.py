@@ -2,20 +2,24 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
 
 import numpy as np
 import structlog
 
+from knowledge_base.declarations import ConceptDeclarations
 from knowledge_base.domain.chunking import CHUNKING, ChunkedDocument, chunk_document
 from knowledge_base.domain.errors import InvalidDocument, TooManyIngests
 from knowledge_base.domain.lore import (
     IngestedDocument,
+    IngestProgress,
     IngestState,
     IngestSummary,
     check_path,
 )
+from knowledge_base.embedding_models import EmbeddingModels
 from knowledge_base.ports import DocumentVersion, Embedder, IngestSession, LoreStore, Vector
 from servicekit.clock import Clock
 from servicekit.errors import DeadlineExceeded
@@ -26,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 # Each ingest holds a connection while it lasts; the rest of the pool answers players.
 _MAXIMUM_INGESTS = 3
+# So often the caller hears how far a document is.
+_EMBEDDED_AT_ONCE = 32
 # A client that stops sending must not hold the collection's lock for ever.
 _SILENCE_SECONDS = 60.0
 
@@ -33,11 +39,17 @@ _SILENCE_SECONDS = 60.0
 class LoreIngest:
     """Ingests collections of Markdown documents."""
 
-    def __init__(self, store: LoreStore, embedder: Embedder, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: LoreStore,
+        models: EmbeddingModels,
+        declarations: ConceptDeclarations,
+        clock: Clock,
+    ) -> None:
         self._store = store
-        self._embedder = embedder
+        self._models = models
+        self._declarations = declarations
         self._clock = clock
-        self._recipe = f"{CHUNKING}/{embedder.model}"
         self._running = 0
 
     async def ingest(
@@ -46,8 +58,10 @@ class LoreIngest:
         documents: AsyncIterator[tuple[str, bytes]],
         *,
         remove_missing: bool,
-    ) -> AsyncGenerator[IngestedDocument | IngestSummary, None]:
+    ) -> AsyncGenerator[IngestedDocument | IngestProgress | IngestSummary, None]:
         """Stores documents (path, content) as they come, yielding what became of each.
+
+        While the passages of one are embedded, its progress is yielded.
 
         Each document is replaced whole or not at all; one that fails ends the ingest and leaves its
         old content and the documents done before it. With `remove_missing`, the collection's
@@ -69,8 +83,21 @@ class LoreIngest:
                             f"The document {path!r} was sent twice in one ingest.",
                             metadata={"path": path},
                         )
-                    done[path] = await self._ingest_one(session, path, content, known.get(path))
-                    yield done[path]
+                    steps = self._models.steps_with_one_model(
+                        partial(
+                            self._ingest_one,
+                            session,
+                            path,
+                            content,
+                            known=known.get(path),
+                            source=f"{collection}/{path}",
+                        )
+                    )
+                    async with aclosing(steps):
+                        async for step in steps:
+                            if isinstance(step, IngestedDocument):
+                                done[path] = step
+                            yield step
                 removed = await session.remove_missing(list(done)) if remove_missing else []
                 for path in removed:
                     yield IngestedDocument(path, IngestState.REMOVED)
@@ -86,31 +113,42 @@ class LoreIngest:
         yield summary
 
     async def _ingest_one(
-        self, session: IngestSession, path: str, content: bytes, known: DocumentVersion | None
-    ) -> IngestedDocument:
+        self,
+        session: IngestSession,
+        path: str,
+        content: bytes,
+        embedder: Embedder,
+        *,
+        known: DocumentVersion | None,
+        source: str,
+    ) -> AsyncGenerator[IngestProgress | IngestedDocument, None]:
+        # The model comes last: a change of it relies on that.
+        recipe = f"{CHUNKING}/{embedder.model}"
         sha256 = hashlib.sha256(content).digest()
-        if known and known.content_sha256 == sha256 and known.recipe == self._recipe:
-            return IngestedDocument(path, IngestState.UNCHANGED, known.chunks)
+        if known and known.content_sha256 == sha256 and known.recipe == recipe:
+            yield IngestedDocument(path, IngestState.UNCHANGED, known.chunks)
+            return
         document = await asyncio.to_thread(chunk_document, path, content)
-        embeddings, embedded = await self._embed(session, document)
-        version = DocumentVersion(sha256, self._recipe, len(document.chunks))
-        await session.replace_document(path, document, version, embeddings, self._clock.now())
-        return IngestedDocument(path, IngestState.STORED, len(document.chunks), embedded)
-
-    async def _embed(self, session: IngestSession, document: ChunkedDocument) -> tuple[Vector, int]:
-        """Returns the chunks' vectors and how many of them had to be computed."""
+        count = len(document.chunks)
         hashes = [chunk.search_text_sha256 for chunk in document.chunks]
-        vectors = await session.known_embeddings(hashes, self._recipe)
-        missing = {
-            sha256: chunk.search_text
-            for sha256, chunk in zip(hashes, document.chunks, strict=True)
-            if sha256 not in vectors
-        }
-        if missing:
-            computed = await self._embedder.embed_documents(list(missing.values()))
-            vectors.update(zip(missing, computed, strict=True))
-        rows = [vectors[sha256] for sha256 in hashes]
-        return np.array(rows, dtype=np.float32).reshape(len(rows), -1), len(missing)
+        vectors = await session.known_embeddings(hashes, recipe)
+        missing = _missing(document, hashes, vectors)
+        for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
+            yield IngestProgress(path, count, len(missing), start)
+            batch = missing[start : start + _EMBEDDED_AT_ONCE]
+            computed = await embedder.embed_documents([text for _, text in batch])
+            vectors.update(zip((sha for sha, _ in batch), computed, strict=True))
+        await self._declarations.record(document.concepts, source)
+        rows = [vectors[sha] for sha in hashes]
+        await session.replace_document(
+            path,
+            document,
+            DocumentVersion(sha256, recipe, count),
+            np.array(rows, dtype=np.float32).reshape(len(rows), -1),
+            self._clock.now(),
+            model=embedder.model,
+        )
+        yield IngestedDocument(path, IngestState.STORED, count, len(missing))
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:
@@ -123,6 +161,21 @@ class LoreIngest:
             yield
         finally:
             self._running -= 1
+
+
+def _missing(
+    document: ChunkedDocument, hashes: Sequence[bytes], vectors: Mapping[bytes, Vector]
+) -> list[tuple[bytes, str]]:
+    """Returns what must be embedded, with its hash; texts of like length stand together.
+
+    The model reads the texts of a run padded to the longest of them.
+    """
+    texts = {
+        sha: chunk.search_text
+        for sha, chunk in zip(hashes, document.chunks, strict=True)
+        if sha not in vectors
+    }
+    return sorted(texts.items(), key=lambda item: (len(item[1]), item[0]))
 
 
 async def _without_silence(

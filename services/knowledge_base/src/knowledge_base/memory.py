@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -9,11 +10,18 @@ import structlog
 from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import (
     NewEvent,
+    RecallClues,
     RecalledEvent,
     RecallParameters,
     RecallQuery,
     StoryEvent,
     World,
+)
+from knowledge_base.domain.query_clues import (
+    name_candidates,
+    named_participants,
+    named_times,
+    without_names,
 )
 from knowledge_base.domain.requests import Json, fingerprint
 from knowledge_base.domain.text import check_text, normalise_name
@@ -109,9 +117,36 @@ class WorldMemory:
         )
 
     async def recall(self, world_id: uuid.UUID, query: RecallQuery) -> list[RecalledEvent]:
-        """Returns what the world remembers first. Raises WorldNotFound."""
-        vector = await self._embedder.embed_query(query.text)
-        return await self._store.recall(world_id, query, vector, self._ranking, self._parameters)
+        """Returns what the world remembers first.
+
+        Names of participants are taken out of what is looked for and count by themselves, and so
+        do days and months.
+
+        Raises WorldNotFound, EmbeddingModelChanged.
+        """
+        words = name_candidates(query.text)
+        names = await self._store.participants_named(world_id, words) if words else []
+        named = named_participants(query.text, names)
+        clues = RecallClues(without_names(query.text, named), named, named_times(query.text))
+        parameters = self._parameters
+        if query.weights is not None:
+            relevance, recency, importance = query.weights
+            parameters = replace(
+                parameters,
+                relevance_weight=relevance,
+                recency_weight=recency,
+                importance_weight=importance,
+            )
+        vector = await self._embedder.embed_query(clues.text)
+        return await self._store.recall(
+            world_id,
+            query,
+            vector,
+            self._ranking,
+            parameters,
+            model=self._embedder.model,
+            clues=clues,
+        )
 
     async def list_events(
         self, world_id: uuid.UUID, page_size: int, page_token: str

@@ -11,9 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowledge_base.domain.chunking import ChunkedDocument
-from knowledge_base.domain.lore import Document, RankingParameters, SearchQuery, SearchResult
+from knowledge_base.domain.lore import (
+    ConceptPassage,
+    Document,
+    RankingParameters,
+    SearchQuery,
+    SearchResult,
+)
 from knowledge_base.domain.memory import (
     NewEvent,
+    RecallClues,
     RecalledEvent,
     RecallParameters,
     RecallQuery,
@@ -97,8 +104,15 @@ class IngestSession(Protocol):
         version: DocumentVersion,
         embeddings: Vector,
         now: datetime,
+        *,
+        model: str,
     ) -> None:
-        """Puts the document in place of what its path held, all or nothing."""
+        """Puts the document, linked to its concepts, in place of what its path held.
+
+        All or nothing.
+
+        Raises EmbeddingModelChanged when `model` is no longer the active one.
+        """
         ...
 
     async def remove_missing(self, kept: Sequence[str]) -> list[str]:
@@ -126,10 +140,28 @@ class LoreStore(Protocol):
         """Returns documents in the order of (path, collection), after the one named."""
         ...
 
+    async def get_document(self, collection: str, path: str) -> Document | None:
+        """Returns a document with the concepts it speaks of, None when there is none."""
+        ...
+
+    async def concept_passages(
+        self, concept: str, collection: str | None, after: tuple[str, str, int], limit: int
+    ) -> list[ConceptPassage]:
+        """Returns the passages that speak of a concept, after (path, collection, ordinal)."""
+        ...
+
     async def search(
-        self, query: SearchQuery, embedding: Vector | None, parameters: RankingParameters
+        self,
+        query: SearchQuery,
+        embedding: Vector | None,
+        parameters: RankingParameters,
+        *,
+        model: str,
     ) -> list[SearchResult]:
-        """Returns passages, best first; `embedding` is None in mode keyword."""
+        """Returns passages, best first; `embedding` is None in mode keyword.
+
+        Raises EmbeddingModelChanged when `model` is no longer the active one.
+        """
         ...
 
 
@@ -172,7 +204,7 @@ class MemoryStore(Protocol):
     ) -> list[StoryEvent]:
         """Appends events, all or none, or returns what this request recorded before.
 
-        Raises WorldNotFound, RequestIdReused.
+        Raises WorldNotFound, RequestIdReused, EmbeddingModelChanged.
         """
         ...
 
@@ -199,8 +231,18 @@ class MemoryStore(Protocol):
         embedding: Vector,
         ranking: RankingParameters,
         parameters: RecallParameters,
+        *,
+        model: str,
+        clues: RecallClues | None = None,
     ) -> list[RecalledEvent]:
-        """Returns the world's memories, best first. Raises WorldNotFound."""
+        """Returns the world's memories, best first; `clues` says what the query names.
+
+        Raises WorldNotFound, EmbeddingModelChanged.
+        """
+        ...
+
+    async def participants_named(self, world_id: uuid.UUID, words: Sequence[str]) -> list[str]:
+        """Returns the world's participants whose names hold one of the words."""
         ...
 
     async def list_events(

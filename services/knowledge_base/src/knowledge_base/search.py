@@ -5,14 +5,16 @@ from dataclasses import dataclass
 
 import structlog
 
+from knowledge_base.domain.errors import DocumentNotFound
 from knowledge_base.domain.lore import (
+    ConceptPassage,
     Document,
     RankingParameters,
     SearchMode,
     SearchQuery,
     SearchResult,
 )
-from knowledge_base.domain.text import check_text
+from knowledge_base.domain.text import check_text, normalise_name
 from knowledge_base.ports import Embedder, LoreStore
 from servicekit.clock import Clock
 from servicekit.errors import Unavailable
@@ -69,7 +71,9 @@ class LoreSearch:
         if query.mode is not SearchMode.KEYWORD:
             embedding = await self._embedder.embed_query(query.text)
         try:
-            results = await self._store.search(query, embedding, self._parameters)
+            results = await self._store.search(
+                query, embedding, self._parameters, model=self._embedder.model
+            )
         except Unavailable:
             known = self._known(query)
             if known is None:
@@ -100,6 +104,44 @@ class LoreSearch:
         if len(found) > page_size:
             token = encode_page_token(scope, (items[-1].path, items[-1].collection))
         return Page(items, token)
+
+    async def get_document(self, collection: str, path: str) -> Document:
+        """Returns a document with the concepts it speaks of. Raises DocumentNotFound."""
+        document = await self._store.get_document(
+            check_text("collection", collection), check_text("path", path)
+        )
+        if document is None:
+            raise DocumentNotFound("There is no document of this path; see ListDocuments.")
+        return document
+
+    async def list_concept_passages(
+        self, concept: str, collection: str, page_size: int, page_token: str
+    ) -> Page[ConceptPassage]:
+        """Returns the passages that speak of a concept, ordered by path and line.
+
+        Raises InvalidPageToken, InvalidText.
+        """
+        concept = normalise_name("concept", concept)
+        scope = ("concept-passages", concept, check_text("collection", collection))
+        position = decode_page_token(page_token, scope, (str, str, int)) or ["", "", 0]
+        found = await self._store.concept_passages(
+            concept,
+            collection or None,
+            (str(position[0]), str(position[1]), int(position[2])),
+            page_size + 1,
+        )
+        items = tuple(found[:page_size])
+        token = ""
+        if len(found) > page_size:
+            last = items[-1]
+            token = encode_page_token(
+                scope, (last.citation.path, last.citation.collection, last.ordinal)
+            )
+        return Page(items, token)
+
+    def forget_texts(self) -> None:
+        """Forgets the searches answered lately."""
+        self._recent.clear()
 
     def _known(self, query: SearchQuery) -> SearchAnswer | None:
         time, answer = self._recent.get(query, (0.0, None))

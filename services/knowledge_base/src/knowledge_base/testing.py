@@ -1,10 +1,12 @@
 """What tests use: an embedder without a model, and the whole service on a test's database."""
 
+import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
@@ -17,10 +19,19 @@ from grpc_status import rpc_status
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
 from knowledge_base.__main__ import compose, compose_listener, connect
 from knowledge_base.adapters.database import Database
+from knowledge_base.adapters.postgres_embedding_models import PostgresEmbeddingModels
 from knowledge_base.adapters.schema import migrate_schema
-from knowledge_base.config import DatabaseSettings, NarrationSettings, RankingSettings
+from knowledge_base.config import (
+    DatabaseSettings,
+    EmbeddingSettings,
+    NarrationSettings,
+    RankingSettings,
+)
+from knowledge_base.embedding_change import EmbeddingChange
+from knowledge_base.embedding_models import EmbeddingModels, OfferedModel
 from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder, Vector
+from knowledge_base.whole_worlds import WholeWorlds, open_whole_worlds
 from messaging.consumer import Handler
 from servicekit.clock import Clock, SystemClock
 from servicekit.settings import load_settings
@@ -98,8 +109,9 @@ class RunningKnowledgeBase:
         stub: calls it.
         channel: the stub's channel.
         database: the connection as the service's role.
-        memory: the part of the service with a background task.
+        memory, change: the parts of the service with a background task, which is not running.
         take: takes an event of the bus.
+        worlds: works on whole worlds; its tasks run.
         address: `host:port`.
     """
 
@@ -107,7 +119,9 @@ class RunningKnowledgeBase:
     channel: grpc.aio.Channel
     database: Database
     memory: WorldMemory
+    change: EmbeddingChange
     take: Handler
+    worlds: WholeWorlds
     address: str
 
 
@@ -153,10 +167,21 @@ async def empty_database(owner_url: str) -> None:
 
 
 @asynccontextmanager
+async def _running(*tasks: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Runs tasks beside the service until the end."""
+    async with asyncio.TaskGroup() as group:
+        started = [group.create_task(task()) for task in tasks]
+        yield
+        for each in started:
+            each.cancel()
+
+
+@asynccontextmanager
 async def serve_knowledge_base(
     owner_url: str,
     *,
     embedder: Embedder | None = None,
+    embedders: Sequence[Embedder] = (),
     clock: Clock | None = None,
     announces: bool = False,
     **environ: str,
@@ -166,6 +191,7 @@ async def serve_knowledge_base(
     Args:
         owner_url: an address of the database as its owner.
         embedder: default: a `HashEmbedder`.
+        embedders: several, in place of `embedder`; a new database is filled with the first.
         clock: the service's time.
         announces: whether recorded story events are put into the outbox.
         environ: settings of the service and its server as environment variables.
@@ -174,19 +200,34 @@ async def serve_knowledge_base(
     settings = load_settings(
         DatabaseSettings, {**environ, "KNOWLEDGE_BASE_DATABASE_URL": service_url(owner_url)}
     )
-    embedder, clock = embedder or HashEmbedder(), clock or SystemClock()
-    async with connect(settings) as database:
-        servicer, memory = compose(
+    clock = clock or SystemClock()
+    embedders = embedders or (embedder or HashEmbedder(),)
+    async with (
+        connect(settings) as database,
+        EmbeddingModels(
+            [OfferedModel.of(offered) for offered in embedders],
+            PostgresEmbeddingModels(database),
+            clock,
+        ) as models,
+        open_whole_worlds(connect, settings, models, clock) as worlds,
+        _running(*worlds.tasks),
+    ):
+        await models.open()
+        servicer, memory, change = compose(
             database,
-            embedder,
+            models,
             clock,
             settings,
             load_settings(RankingSettings, environ),
             announces=announces,
+            filled_rows_per_second=load_settings(
+                EmbeddingSettings, environ
+            ).filled_rows_per_second,
+            worlds=worlds,
         )
         take = compose_listener(
             database,
-            embedder,
+            models,
             clock,
             load_settings(NarrationSettings, environ),
             announces=announces,
@@ -197,6 +238,9 @@ async def serve_knowledge_base(
                 channel,
                 database,
                 memory,
+                change,
                 take,
+                worlds,
                 server.address,
             )
+            worlds.watch.close()

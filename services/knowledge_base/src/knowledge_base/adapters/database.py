@@ -9,6 +9,8 @@ import asyncpg
 import numpy as np
 from numpy.typing import NDArray
 
+from knowledge_base.adapters.embedding_error_codes import embedding_error
+from knowledge_base.adapters.world_error_codes import world_error
 from knowledge_base.domain.errors import (
     ConceptNotFound,
     ContradictionNotFound,
@@ -24,14 +26,17 @@ from servicekit.postgres import database_errors, load_queries, open_pool
 
 __all__ = [
     "QUERIES",
+    "RETRIEVAL_QUERIES",
     "Database",
     "UnsafeDatabaseError",
+    "caller_errors",
     "decode_vector",
     "encode_vector",
     "open_database",
 ]
 
 QUERIES = load_queries("knowledge_base")
+RETRIEVAL_QUERIES = load_queries("knowledge_base", "retrieval_queries.sql")
 
 _NEWEST_MIGRATION = max(
     int(entry.name[:4])
@@ -78,7 +83,7 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[asyncpg.Connection]:
         """Lends a connection; errors inside become those of this class."""
-        with _caller_errors(), database_errors():
+        with caller_errors():
             async with self.pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
                 yield connection
 
@@ -140,10 +145,14 @@ def decode_vector(data: bytes) -> NDArray[np.float32]:
 
 
 @contextmanager
-def _caller_errors() -> Iterator[None]:
-    """Turns the SQLSTATEs that the schema raises into the domain's errors (see migration 0003)."""
+def caller_errors() -> Iterator[None]:
+    """Turns the SQLSTATEs that the schema raises into the domain's errors (see migration 0003).
+
+    Raises DatabaseAway as `database_errors` does.
+    """
     try:
-        yield
+        with database_errors():
+            yield
     except asyncpg.PostgresError as error:
         raise _domain_error(error) or error from error
 
@@ -177,4 +186,4 @@ def _domain_error(error: asyncpg.PostgresError) -> ServiceError | None:
             return RelationshipNotFound(
                 "There is no such relationship in this world; see ListRelationships."
             )
-    return None
+    return embedding_error(error.sqlstate) or world_error(error.sqlstate)

