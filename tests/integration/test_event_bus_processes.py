@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from autoscaler.testing.running import quick_environment
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from gaming.common.v1 import tier_pb2
 from gaming.events import events_pb2
+from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gaming.knowledge_base.v1 import (
     knowledge_base_pb2_grpc,
     story_pb2,
@@ -128,7 +130,7 @@ async def process(
     with log.open("wb") as output:
         child = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", service),
+            *("-m", *service.split()),
             env={**inherited, **environ, "GAMEKEEPER_LISTEN_ADDRESS": address},
             stdout=output,
             stderr=output,
@@ -268,6 +270,41 @@ async def test_the_knowledge_base_hears_the_world_raw_and_tells_of_memories(
         listed = await stub.ListEvents(story_pb2.ListEventsRequest(world_id=world_id), timeout=20)
         assert [each.text for each in listed.events] == ["The weather turned from clear to storm."]
         assert listed.events[0].event_id == recorded.story_event_id
+
+
+async def test_the_collector_tells_of_a_host_that_falls_silent_and_of_its_return(
+    aws: LocalAws, tmp_path: Path
+) -> None:
+    bus = Bus(aws, raw=True)
+    environ = {
+        **bus.environment,
+        "GPU_METRICS_CLOUDWATCH_ENABLED": "false",
+        "GPU_METRICS_STALE_AFTER_SECONDS": "1",
+        "GPU_METRICS_EXPIRE_AFTER_SECONDS": "600",
+    }
+    told: list[events_pb2.GpuAlertEvent] = []
+
+    async def hears(state: events_pb2.GpuAlertState.ValueType) -> bool:
+        for event in await asyncio.to_thread(bus.observed, events_pb2.GPU_ALERT):
+            assert event.source == "gpu_metrics"
+            told.append(events_pb2.GpuAlertEvent.FromString(event.payload))
+        return any(alert.state == state for alert in told)
+
+    async with process("gpu_metrics collector", environ, tmp_path / "log") as channel:
+        stub = gpu_metrics_pb2_grpc.GpuReportServiceStub(channel)
+        reports = stub.StreamReports(timeout=START_SECONDS * 3, wait_for_ready=True)
+        report = gpu_metrics_pb2.StreamReportsRequest(
+            host=fleet_pb2.Host(host_id="i-1", instance_type="g5.xlarge"), boot_id="boot"
+        )
+        for state in (events_pb2.GPU_ALERT_STATE_RAISED, events_pb2.GPU_ALERT_STATE_CLEARED):
+            report.sequence += 1
+            report.sample_time.GetCurrentTime()
+            await reports.write(report)
+            await until(partial(hears, state), seconds=START_SECONDS)
+        reports.cancel()
+    assert {(alert.kind, alert.host_id) for alert in told} == {
+        (events_pb2.GPU_ALERT_KIND_HOST_SILENT, "i-1")
+    }
 
 
 async def test_a_bus_that_is_away_stops_no_service(postgres_database: str, tmp_path: Path) -> None:
