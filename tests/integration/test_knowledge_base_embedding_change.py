@@ -48,17 +48,22 @@ def deed(number: int) -> str:
     return f"Warden {number} {DEEDS[number % 5]} at the {PLACES[number % 8]}, night {number}."
 
 
+def lore_page(place: str, number: int, *, rules: int = 5) -> str:
+    return f"# The {place}\n\n" + "\n\n".join(
+        f"## Rule {rule}\n\nWhoever {DEEDS[rule]} at the {place} owes {number + rule}."
+        for rule in range(rules)
+    )
+
+
 async def fill_memory(running: RunningKnowledgeBase) -> str:
     """Lore and a world with events; returns the world's id."""
     requests = [lore_pb2.IngestDocumentsRequest(begin=lore_pb2.IngestBegin(collection="lore"))]
     for number, place in enumerate(PLACES):
-        text = f"# The {place}\n\n" + "\n\n".join(
-            f"## Rule {rule}\n\nWhoever {DEEDS[rule]} at the {place} is owing {number + rule}."
-            for rule in range(5)
-        )
         requests.append(
             lore_pb2.IngestDocumentsRequest(
-                document=lore_pb2.IngestDocument(path=f"{place}.md", content=text.encode())
+                document=lore_pb2.IngestDocument(
+                    path=f"{place}.md", content=lore_page(place, number).encode()
+                )
             )
         )
     async for _ in running.stub.IngestDocuments(iter(requests), timeout=TIMEOUT_SECONDS):
@@ -89,8 +94,8 @@ async def record(running: RunningKnowledgeBase, world_id: str, *texts: str) -> N
 class Answer:
     """What was found for a query: scores, best first, and texts.
 
-    Two answers are equal when all scores are, as far as float32 tells, and so are the texts, but for
-    those with the lowest score, among which chance may choose.
+    Two answers are equal when all scores are, as far as float32 tells, and so are the texts, but
+    for those with the lowest score, among which chance may choose.
     """
 
     scores: tuple[float, ...]
@@ -207,9 +212,11 @@ class Load:
         self.asked: list[str] = []
         self.recorded: list[str] = []
         self.other_world = ""
+        self._stopping = False
 
     async def ask(self) -> None:
-        for turn in range(1_000_000):
+        turn = 0
+        while not self._stopping:
             query = QUERIES[turn % len(QUERIES)]
             try:
                 answer = await answers(self._running, self._world_id, query)
@@ -219,13 +226,15 @@ class Load:
                 self.asked.append(query)
                 if answer != self._expected[query]:
                     self.failures.append(f"{query}: {answer}")
+            turn += 1
 
     async def record(self) -> None:
         world = await self._running.stub.CreateWorld(
             worlds_pb2.CreateWorldRequest(name=f"other {new_id()}", request_id=new_id())
         )
         self.other_world = world.world.world_id
-        for turn in range(1_000_000):
+        turn = 0
+        while not self._stopping:
             text = f"Ferry {turn} crossed with {turn % 7} lanterns."
             try:
                 await record(self._running, self.other_world, text)
@@ -233,6 +242,7 @@ class Load:
                 self.failures.append(f"record: {error.code()} {error.details()}")
             else:
                 self.recorded.append(text)
+            turn += 1
 
     async def more(self, count: int) -> None:
         """Waits until so many more were answered and recorded."""
@@ -246,10 +256,12 @@ class Load:
     @asynccontextmanager
     async def going_on(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(job()) for job in (self.ask, self.ask, self.record)]
-            yield
-            for task in tasks:
-                task.cancel()
+            for job in (self.ask, self.ask, self.record):
+                group.create_task(job())
+            try:
+                yield
+            finally:
+                self._stopping = True
 
 
 async def test_every_answer_stays_the_same_before_during_and_after_a_change(
@@ -322,7 +334,7 @@ async def test_unchanged_documents_are_not_embedded_again_after_a_change(
             lore_pb2.IngestDocumentsRequest(
                 document=lore_pb2.IngestDocument(
                     path="mill.md",
-                    content=b"# The mill\n\n## Rule 0\n\nWhoever lit a lamp at the mill is owing 0.",
+                    content=lore_page("mill", 0, rules=1).encode(),
                 )
             ),
         ]
