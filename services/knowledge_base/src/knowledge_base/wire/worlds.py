@@ -23,4 +23,5 @@ def world_message(world: World) -> worlds_pb2.World:
         description=world.description,
         create_time=stamp(world.create_time),
         event_count=world.event_count,
+        archive_time=world.archive_time and stamp(world.archive_time),
     )
