@@ -88,10 +88,14 @@ async def changes(steps: Watch, count: int) -> list[tuple[str, world_changes_pb2
 
 async def failed(steps: Watch) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        while True:
-            await anext(steps)
+        await _to_the_end(steps)
     told = failure_of(caught.value)
     return told.code, told.reason
+
+
+async def _to_the_end(steps: Watch) -> None:
+    async for _ in steps:
+        pass
 
 
 async def test_a_watcher_hears_of_changes_made_through_another_replica(
