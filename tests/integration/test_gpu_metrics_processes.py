@@ -55,7 +55,7 @@ class Running:
     async def end(self, wanted: signal.Signals) -> int:
         """Send a signal and return the exit status."""
         self.process.send_signal(wanted)
-        return await asyncio.to_thread(self.process.wait, 20)
+        return await asyncio.to_thread(self.process.wait, 60)
 
 
 @asynccontextmanager
@@ -65,7 +65,7 @@ async def running(role: str, log_file: Path, **environ: str) -> AsyncIterator[Ru
         yield process
     finally:
         process.process.kill()
-        await asyncio.to_thread(process.process.wait, 20)
+        await asyncio.to_thread(process.process.wait, 60)
 
 
 def build_driver(directory: Path) -> Path:

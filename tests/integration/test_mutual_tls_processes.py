@@ -106,7 +106,7 @@ def fleet(channel: grpc.aio.Channel) -> Any:
 
 async def refusal(collector: Collector, files: CertificateFiles) -> grpc.aio.AioRpcError:
     async with channel_as(collector, files) as channel:
-        return await failure_of(fleet(channel).GetFleet(GET_FLEET, timeout=3))
+        return await failure_of(fleet(channel).GetFleet(GET_FLEET, timeout=20))
 
 
 async def works(collector: Collector, files: CertificateFiles) -> None:
@@ -127,7 +127,7 @@ class TestWhoGetsIn:
             grpc.aio.insecure_channel(collector.address),
         ):
             async with channel:
-                error = await failure_of(fleet(channel).GetFleet(GET_FLEET, timeout=3))
+                error = await failure_of(fleet(channel).GetFleet(GET_FLEET, timeout=20))
             assert error.code() in REFUSED
 
     async def test_nobody_of_a_foreign_authority(

@@ -16,6 +16,9 @@ from gaming.autoscaler.v1 import autoscaler_pb2
 from servicekit import method_policies
 from servicekit.testing import details_of, failure_of, reason_of, serve_for_test
 
+SOON_SECONDS = 30
+"""Far more than the second that `test_attack_streams` holds a service to: here it is whether."""
+
 
 def limit_interactive_calls(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
@@ -72,9 +75,9 @@ class TestDeadlines:
 
         async with serve_for_test([autoscaler_with(GetTier=look)]) as (_, channel):
             await autoscaler_stub(channel).GetTier(GOLD)
-            await autoscaler_stub(channel).GetTier(GOLD, timeout=3)
-        assert 8 < seen[0] < 10.5
-        assert 2 < seen[1] < 3.5
+            await autoscaler_stub(channel).GetTier(GOLD, timeout=5)
+        assert 5.5 < seen[0] < 10.5
+        assert 0 < seen[1] < 5.5
 
     async def test_the_handler_ends_at_the_callers_deadline(self) -> None:
         ended = asyncio.Event()
@@ -87,7 +90,7 @@ class TestDeadlines:
 
         async with serve_for_test([autoscaler_with(GetTier=endless)]) as (_, channel):
             error = await failure_of(autoscaler_stub(channel).GetTier(GOLD, timeout=0.1))
-            await asyncio.wait_for(ended.wait(), 1)
+            await asyncio.wait_for(ended.wait(), SOON_SECONDS)
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -150,7 +153,7 @@ class TestLimits:
                 stream = autoscaler_stub(channel).WatchDecisions(request)
                 await anext(aiter(stream))
                 stream.cancel()
-                await asyncio.wait_for(left.wait(), 1)
+                await asyncio.wait_for(left.wait(), SOON_SECONDS)
 
 
 class TestCancellation:
@@ -168,7 +171,7 @@ class TestCancellation:
             call = autoscaler_stub(channel).GetTier(GOLD)
             await entered.wait()
             call.cancel()
-            await asyncio.wait_for(ended.wait(), 1)
+            await asyncio.wait_for(ended.wait(), SOON_SECONDS)
 
     async def test_a_clients_cancel_ends_a_stream_whose_reader_does_not_read(self) -> None:
         """The handler is stuck in flow control then, not in its own code."""
@@ -187,10 +190,10 @@ class TestCancellation:
         async with serve_for_test([autoscaler_with(WatchDecisions=flood)]) as (_, channel):
             stream = autoscaler_stub(channel).WatchDecisions(autoscaler_pb2.WatchDecisionsRequest())
             await anext(aiter(stream))
-            await asyncio.wait_for(filling.wait(), 5)
+            await asyncio.wait_for(filling.wait(), SOON_SECONDS)
             assert not ended.is_set()
             stream.cancel()
-            await asyncio.wait_for(ended.wait(), 1)
+            await asyncio.wait_for(ended.wait(), SOON_SECONDS)
 
     async def test_a_client_that_dies_ends_the_handler(self) -> None:
         ended = asyncio.Event()
@@ -214,8 +217,8 @@ for response in stub.WatchDecisions(pb2.WatchDecisionsRequest()):
                 *(sys.executable, "-c", client, server.address), stdout=asyncio.subprocess.PIPE
             )
             assert process.stdout is not None
-            assert await asyncio.wait_for(process.stdout.readline(), 10) == b"e.0\n"
+            assert await asyncio.wait_for(process.stdout.readline(), 60) == b"e.0\n"
             assert not ended.is_set()
             process.kill()
             await process.communicate()
-            await asyncio.wait_for(ended.wait(), 1)
+            await asyncio.wait_for(ended.wait(), SOON_SECONDS)

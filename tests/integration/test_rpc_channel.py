@@ -113,9 +113,9 @@ class TestWatching:
         log.publish(2)  # while no server is there
         waiting = asyncio.ensure_future(read_desired(messages))
         async with serve_for_test([registration], GAMEKEEPER_LISTEN_ADDRESS=address):
-            assert await asyncio.wait_for(waiting, 10) == 2
+            assert await asyncio.wait_for(waiting, 30) == 2
             log.publish(3)
-            assert await asyncio.wait_for(read_desired(messages), 5) == 3
+            assert await asyncio.wait_for(read_desired(messages), 30) == 3
             await messages.aclose()
             await channel.close()
 
@@ -143,7 +143,7 @@ class TestWatching:
             await anext(messages)
             assert not ended.is_set()
             await messages.aclose()
-            await asyncio.wait_for(ended.wait(), 1)
+            await asyncio.wait_for(ended.wait(), 30)
 
     async def test_a_silent_stream_is_cancelled_on_the_server(self) -> None:
         opened, ended = asyncio.Queue[None](), asyncio.Queue[None]()
@@ -168,7 +168,7 @@ class TestWatching:
             )
             await anext(messages)
             waiting = asyncio.ensure_future(read_desired(messages))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await ended.get()
                 await opened.get()
                 await opened.get()

@@ -94,10 +94,10 @@ class TestHealth:
             await server.set_serving(True)
             watched = aiter(health.Watch(request, timeout=10))
             assert (await anext(watched)).status == states.SERVING
-            stopping = asyncio.create_task(server.stop(30))
+            stopping = asyncio.create_task(server.stop(100))
             assert (await anext(watched)).status == states.NOT_SERVING
             # The watcher stays connected for as long as it likes; that does not hold up the stop.
-            await asyncio.wait_for(stopping, 5)
+            await asyncio.wait_for(stopping, 30)
 
     async def test_health_of_an_unknown_service_is_not_found(self) -> None:
         async with serve_for_test([autoscaler_with()]) as (_, channel):
@@ -174,12 +174,12 @@ class TestStopping:
             stream = autoscaler_stub(channel).WatchDecisions(autoscaler_pb2.WatchDecisionsRequest())
             assert (await anext(aiter(stream))).resume_token == "e.7"
             await entered.wait()
-            stopping = asyncio.create_task(server.stop(10))
-            error = await asyncio.wait_for(failure_of(stream), 2)
+            stopping = asyncio.create_task(server.stop(100))
+            error = await asyncio.wait_for(failure_of(stream), 30)
             assert not stopping.done()
             release.set()
             assert (await call).tier.desired == 3
-            await asyncio.wait_for(stopping, 5)
+            await asyncio.wait_for(stopping, 30)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert reason_of(error) == "SHUTTING_DOWN"
 
@@ -193,7 +193,7 @@ class TestStopping:
         async with serve_for_test([autoscaler_with(WatchDecisions=flood)]) as (server, channel):
             stream = autoscaler_stub(channel).WatchDecisions(autoscaler_pb2.WatchDecisionsRequest())
             await anext(aiter(stream))
-            await asyncio.wait_for(server.stop(0.5), 5)
+            await asyncio.wait_for(server.stop(0.5), 30)
 
     async def test_calls_that_outlast_the_drain_are_ended(self) -> None:
         entered = asyncio.Event()
@@ -205,7 +205,7 @@ class TestStopping:
         async with serve_for_test([autoscaler_with(GetTier=endless)]) as (server, channel):
             call = autoscaler_stub(channel).GetTier(GOLD)
             await entered.wait()
-            await asyncio.wait_for(server.stop(0.1), 3)
+            await asyncio.wait_for(server.stop(0.1), 30)
             error = await failure_of(call)
         assert error.code() is grpc.StatusCode.UNAVAILABLE
 

@@ -117,7 +117,7 @@ class Service:
 
     async def output_line(self) -> bytes:
         assert self.process.stdout is not None
-        return await asyncio.wait_for(self.process.stdout.readline(), 20)
+        return await asyncio.wait_for(self.process.stdout.readline(), 60)
 
     @property
     def log(self) -> str:

@@ -134,7 +134,7 @@ async def test_instances_become_hosts_with_a_server_of_their_tier_and_go_with_th
         await until(all_ready)
 
         suite.process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(suite.process.wait(), 20) == 0
+        assert await asyncio.wait_for(suite.process.wait(), 60) == 0
         assert await suite.hosts() == {}
 
 
