@@ -131,6 +131,14 @@ def test_a_stream_of_documents_is_printed_as_a_pipeline(tmp_path: Path) -> None:
     )
 
 
+def test_a_document_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge.md").open("wb") as file:
+        file.truncate(50_000_000)
+    result = RUNNER.invoke(app, ["lore", "ingest", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "huge.md has 50,000,000 bytes; at most 1,000,000 are taken" in result.output
+
+
 def test_grpcurl_speaks_tls_where_we_do(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("cert.pem", "key.pem", "ca.pem")]
     tls = TlsSettings(certificate_file=files[0], key_file=files[1], authority_file=files[2])

@@ -26,7 +26,12 @@ from gaming.ai_router.v1 import ai_router_pb2_grpc
 from gaming.autoscaler.v1 import autoscaler_pb2_grpc
 from gaming.events import events_pb2
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
-from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, subscriptions_pb2, worlds_pb2
+from gaming.knowledge_base.v1 import (
+    context_pb2,
+    knowledge_base_pb2_grpc,
+    subscriptions_pb2,
+    worlds_pb2,
+)
 from servicekit.channels import ChannelSettings, open_channel
 from servicekit.settings import load_settings
 
@@ -149,6 +154,37 @@ class GamekeeperClient:
         with calls_to("knowledge_base"):
             answer = await self.knowledge_base.SetEventSubscription(request, timeout=_CALL_SECONDS)
         return answer.subscription
+
+    async def build_context(
+        self,
+        world_id: str,
+        query: str,
+        *,
+        token_budget: int = 1000,
+        scene: str = "",
+        characters: Sequence[str] = (),
+    ) -> context_pb2.BuildContextResponse:
+        """Returns memory and lore for a prompt: a text within the budget, its parts cited.
+
+        Args:
+            world_id: which world.
+            query: what the player does or says.
+            token_budget: most tokens of the text, 1 to 32,000.
+            scene: where the story is, in plain words.
+            characters: who is there.
+
+        Raises:
+            CallFailed: the knowledge base is away, or knows no such world.
+        """
+        request = context_pb2.BuildContextRequest(
+            world_id=world_id,
+            query=query,
+            token_budget=token_budget,
+            scene=scene,
+            characters=characters,
+        )
+        with calls_to("knowledge_base"):
+            return await self.knowledge_base.BuildContext(request, timeout=_CALL_SECONDS)
 
     def storyteller(self, world_id: str, policy: StorytellerPolicy | None = None) -> Storyteller:
         """Returns a storyteller of the world."""

@@ -33,14 +33,16 @@ async def ingest_directory(
     *,
     collection: str = "lore",
     remove_missing: bool = True,
+    progress: bool = False,
     timeout_seconds: float = INGEST_DEADLINE_SECONDS,
 ) -> AsyncIterator[lore_pb2.IngestDocumentsResponse]:
     """Yields the knowledge base's progress: each document, then the summary.
 
-    With `remove_missing`, documents of the collection that are not in the directory vanish.
+    With `remove_missing`, documents of the collection that are not in the directory vanish. With
+    `progress`, it is also told how far a document is.
 
     Raises:
-        DocumentTooLargeError: before anything is sent.
+        DocumentTooLargeError: before anything is read or sent.
         grpc.aio.AioRpcError: the knowledge base refused or is away.
         OSError: a file cannot be read.
     """
@@ -52,21 +54,29 @@ async def ingest_directory(
                 f"{path} has {size:,} bytes; at most {LARGEST_DOCUMENT_BYTES:,} are taken"
             )
     responses = knowledge_base.IngestDocuments(
-        _requests(directory, paths, collection, remove_missing), timeout=timeout_seconds
+        _requests(
+            directory,
+            paths,
+            lore_pb2.IngestBegin(
+                collection=collection, remove_missing=remove_missing, progress=progress
+            ),
+        ),
+        timeout=timeout_seconds,
     )
     async for response in responses:
         yield response
 
 
 def _requests(
-    directory: Path, paths: list[Path], collection: str, remove_missing: bool
+    directory: Path, paths: list[Path], begin: lore_pb2.IngestBegin
 ) -> Iterator[lore_pb2.IngestDocumentsRequest]:
-    yield lore_pb2.IngestDocumentsRequest(
-        begin=lore_pb2.IngestBegin(collection=collection, remove_missing=remove_missing)
-    )
+    yield lore_pb2.IngestDocumentsRequest(begin=begin)
     for path in paths:
+        with path.open("rb") as file:
+            # One that has grown since it was measured is refused by the service.
+            content = file.read(LARGEST_DOCUMENT_BYTES + 1)
         yield lore_pb2.IngestDocumentsRequest(
             document=lore_pb2.IngestDocument(
-                path=path.relative_to(directory).as_posix(), content=path.read_bytes()
+                path=path.relative_to(directory).as_posix(), content=content
             )
         )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
+from rich.status import Status
 
 from gamekeeper.cli.failures import EXIT_USAGE
 from gamekeeper.cli.grpcurl import grpcurl_words
+from gamekeeper.cli.lore_progress import IngestProgress
 from gamekeeper.cli.session import (
     DEFAULT_TIMEOUT_SECONDS,
     GrpcurlOption,
@@ -23,6 +27,7 @@ from gamekeeper.cli.session import (
     message_json,
     method_name,
 )
+from gamekeeper.cli.wording import moment
 from gamekeeper.lore import (
     INGEST_DEADLINE_SECONDS,
     DocumentTooLargeError,
@@ -74,25 +79,43 @@ def lore_ingest(
         _print_ingest_grpcurl(session, directory, collection, remove_missing=not keep_missing)
         return
 
+    progress = IngestProgress(
+        {
+            path.relative_to(directory).as_posix(): path.stat().st_size
+            for path in markdown_files(directory)
+        }
+    )
+    started = time.monotonic()
+    # Only a terminal shows it; a file gets the lines of the documents alone.
+    live = Status("", console=Console(stderr=True, highlight=False))
+
     def hear(update: lore_pb2.IngestDocumentsResponse) -> None:
         if session.as_json:
             session.emit_json(message_json(update), one_line=True)
-        elif update.HasField("document"):
+            return
+        progress.hear(update)
+        words = progress.words(time.monotonic() - started)
+        now = f"{progress.count} documents, {progress.embedded} passages embedded"
+        live.update(", ".join(filter(None, [now, words])))
+        if update.HasField("document"):
             each = update.document
+            note = f"{each.chunks} passages, {each.embedded_chunks} embedded"
             session.console.print(
-                f"{_STATES.get(each.state, '?'):<10} {escape(each.path)}  [dim]{each.chunks} "
-                f"passages, {each.embedded_chunks} embedded[/dim]",
+                f"{progress.count}  {_STATES.get(each.state, '?'):<10} {escape(each.path)}  "
+                f"[dim]{', '.join(filter(None, [note, words]))}[/dim]",
                 soft_wrap=True,
             )
-        else:
+        elif update.HasField("summary"):
             total = update.summary
             session.console.print(
                 f"{total.stored_documents} stored, {total.unchanged_documents} unchanged, "
                 f"{total.removed_documents} removed; {total.chunks} passages in all, "
-                f"{total.embedded_chunks} embedded"
+                f"{total.embedded_chunks} embedded, in {time.monotonic() - started:.1f} s"
             )
 
     try:
+        if not session.as_json:
+            live.start()
         session.stream(
             "knowledge_base",
             lambda stub: ingest_directory(
@@ -100,12 +123,80 @@ def lore_ingest(
                 directory,
                 collection=collection,
                 remove_missing=not keep_missing,
+                progress=not session.as_json,
                 timeout_seconds=timeout,
             ),
             hear,
         )
     except (DocumentTooLargeError, OSError) as error:
         fail(str(error), exit_code=EXIT_USAGE)
+    finally:
+        live.stop()
+
+
+@lore.command("show")
+def lore_show(
+    context: typer.Context,
+    *,
+    path: Annotated[str, typer.Argument(help="The document's path in its collection.")],
+    collection: Annotated[str, typer.Option(help="Its collection.")] = "lore",
+    output: OutputOption = OutputFormat.TABLE,
+    grpcurl: GrpcurlOption = False,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Show a document: its front matter, and the concepts that it speaks of.
+
+    Example:
+      gamekeeper lore show 03-factions.md
+    """
+    session = Session.of(context, output, grpcurl, timeout)
+
+    def render(answer: lore_pb2.GetDocumentResponse) -> None:
+        each = answer.document
+        session.console.print(
+            f"[bold]{escape(each.title)}[/bold]  [dim]{escape(each.collection)}/"
+            f"{escape(each.path)}, {each.chunks} passages, ingested "
+            f"{moment(each.ingest_time)}[/dim]",
+            soft_wrap=True,
+        )
+        for key, value in sorted(message_json(each)["frontMatter"].items()):
+            if key != "concepts":
+                session.console.print(f"{escape(key)}: {escape(str(value))}", soft_wrap=True)
+        if answer.concepts:
+            session.console.print(f"speaks of {escape(', '.join(answer.concepts))}", soft_wrap=True)
+
+    request = lore_pb2.GetDocumentRequest(collection=collection, path=path)
+    session.show("knowledge_base", "GetDocument", request, render)
+
+
+@lore.command("concept")
+def lore_concept(
+    context: typer.Context,
+    *,
+    name: Annotated[str, typer.Argument(help="The concept's name.")],
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most this many.")] = 20,
+    output: OutputOption = OutputFormat.TABLE,
+    grpcurl: GrpcurlOption = False,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """List the passages that speak of a concept which a document declares.
+
+    Example:
+      gamekeeper lore concept "The Ledger House"
+    """
+    session = Session.of(context, output, grpcurl, timeout)
+
+    def render(answer: lore_pb2.ListConceptPassagesResponse) -> None:
+        if not answer.passages:
+            session.console.print("no passage speaks of it")
+        for passage in answer.passages:
+            session.console.print(
+                f"[bold]{escape(citation_words(passage.citation))}[/bold]", soft_wrap=True
+            )
+            session.console.print(Padding(escape(_excerpt(passage.text)), (0, 0, 1, 3)))
+
+    request = lore_pb2.ListConceptPassagesRequest(concept=name, page_size=limit)
+    session.show("knowledge_base", "ListConceptPassages", request, render)
 
 
 @lore.command("search")
@@ -152,6 +243,9 @@ def lore_search(
                 f"[dim]score {result.score:.3f}[/dim]",
                 soft_wrap=True,
             )
+            if result.concepts:
+                about = escape(", ".join(result.concepts))
+                session.console.print(f"   [dim]speaks of {about}[/dim]", soft_wrap=True)
             session.console.print(Padding(escape(_excerpt(result.text)), (0, 0, 1, 3)))
 
     session.show("knowledge_base", "Search", request, render)

@@ -18,7 +18,7 @@ from knowledge_base.domain.story_time import AsOf, BelievedPeriod, Layer, Period
 from knowledge_base.ports import RequestKey
 from servicekit.postgres import load_queries
 
-__all__ = ["CONCEPT_QUERIES", "PostgresConcepts", "relationship_of"]
+__all__ = ["CONCEPT_QUERIES", "PostgresConcepts", "concept_of", "relationship_of"]
 
 CONCEPT_QUERIES = load_queries("knowledge_base", "concept_queries.sql")
 
@@ -49,7 +49,7 @@ class PostgresConcepts:
             concept.period.valid_from,
             concept.period.valid_until,
         )
-        return _concept(rows[0])
+        return concept_of(rows[0])
 
     async def get_concept(self, layer: Layer, name: str, as_of: AsOf) -> Concept | None:
         """Returns a concept as seen from a layer. Raises WorldNotFound."""
@@ -61,14 +61,14 @@ class PostgresConcepts:
             as_of.valid,
             as_of.recorded,
         )
-        return _concept(rows[0]) if rows else None
+        return concept_of(rows[0]) if rows else None
 
     async def get_concept_version(self, layer: Layer, name: str, version: int) -> Concept | None:
         """Returns a version of the narrowest layer's concept. Raises WorldNotFound."""
         rows = await self._database.fetch(
             CONCEPT_QUERIES.get_concept_version, layer.world_id, layer.player_id, name, version
         )
-        return _concept(rows[0]) if rows else None
+        return concept_of(rows[0]) if rows else None
 
     async def list_concept_versions(
         self, layer: Layer, name: str, before: int | None, limit: int
@@ -83,7 +83,7 @@ class PostgresConcepts:
             limit,
         )
         return [
-            ConceptVersion(_concept(row), tuple(map(_believed, json.loads(row["periods"]))))
+            ConceptVersion(concept_of(row), tuple(map(_believed, json.loads(row["periods"]))))
             for row in rows
         ]
 
@@ -101,7 +101,7 @@ class PostgresConcepts:
             after,
             limit,
         )
-        return [_concept(row) for row in rows]
+        return [concept_of(row) for row in rows]
 
     async def relate(
         self,
@@ -190,7 +190,8 @@ def relationship_of(row: Any) -> Relationship:
     )
 
 
-def _concept(row: Any) -> Concept:
+def concept_of(row: Any) -> Concept:
+    """Returns the concept of a `layered_concept_row`."""
     return Concept(
         row["concept_id"],
         row["world_id"],

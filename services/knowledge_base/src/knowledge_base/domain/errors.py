@@ -6,6 +6,7 @@ InvalidRequest
 ├── InvalidIdentifier     not a UUID
 └── RequestIdReused       one request id for two requests
 NotFound
+├── DocumentNotFound
 ├── WorldNotFound
 ├── ConceptNotFound
 ├── FactNotFound
@@ -31,6 +32,7 @@ from servicekit.errors import (
 __all__ = [
     "ConceptNotFound",
     "ContradictionNotFound",
+    "DocumentNotFound",
     "EventNotFound",
     "FactNotFound",
     "IngestInProgress",
@@ -67,6 +69,12 @@ class RequestIdReused(InvalidRequest):
     """A request id was used before, with another method or another content."""
 
     reason = "REQUEST_ID_REUSED"
+
+
+class DocumentNotFound(NotFound):
+    """The collection has no document of this path."""
+
+    reason = "DOCUMENT_NOT_FOUND"
 
 
 class WorldNotFound(NotFound):

@@ -6,13 +6,14 @@ from typing import Any
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
 from gaming.knowledge_base.v1 import lore_pb2
-from knowledge_base.domain.lore import SearchQuery
+from knowledge_base.domain.lore import IngestProgress, SearchQuery
 from knowledge_base.ingest import LoreIngest
 from knowledge_base.search import LoreSearch
 from knowledge_base.wire.lore import (
     SEARCH_MODES,
     document_message,
     ingest_message,
+    passage_message,
     search_result_message,
 )
 from servicekit.errors import InvalidRequest
@@ -45,7 +46,8 @@ class LoreMethods(pb_grpc.KnowledgeBaseServiceServicer):
         # Closed at once when the caller leaves, so that the collection is free again.
         async with aclosing(updates):
             async for update in updates:
-                yield ingest_message(update)
+                if first.begin.progress or not isinstance(update, IngestProgress):
+                    yield ingest_message(update)
 
     async def ListDocuments(  # noqa: N802  # named by the proto
         self, request: lore_pb2.ListDocumentsRequest, context: Any
@@ -58,6 +60,26 @@ class LoreMethods(pb_grpc.KnowledgeBaseServiceServicer):
             documents=map(document_message, page.items), next_page_token=page.next_page_token
         )
 
+    async def GetDocument(  # noqa: N802  # named by the proto
+        self, request: lore_pb2.GetDocumentRequest, context: Any
+    ) -> lore_pb2.GetDocumentResponse:
+        """Returns one document."""
+        document = await self._search.get_document(request.collection, request.path)
+        return lore_pb2.GetDocumentResponse(
+            document=document_message(document), concepts=document.concepts
+        )
+
+    async def ListConceptPassages(  # noqa: N802  # named by the proto
+        self, request: lore_pb2.ListConceptPassagesRequest, context: Any
+    ) -> lore_pb2.ListConceptPassagesResponse:
+        """Returns the passages that speak of a concept."""
+        page = await self._search.list_concept_passages(
+            request.concept, request.collection, request.page_size or 50, request.page_token
+        )
+        return lore_pb2.ListConceptPassagesResponse(
+            passages=map(passage_message, page.items), next_page_token=page.next_page_token
+        )
+
     async def Search(  # noqa: N802  # named by the proto
         self, request: lore_pb2.SearchRequest, context: Any
     ) -> lore_pb2.SearchResponse:
@@ -68,11 +90,17 @@ class LoreMethods(pb_grpc.KnowledgeBaseServiceServicer):
                 SEARCH_MODES[request.mode],
                 request.limit or 10,
                 tuple(request.collections),
+                request.passages_per_section or 2,
+                request.neighbours,
+                request.minimum_answer_probability,
             )
         )
         if answer.age_seconds:
             context.set_trailing_metadata(((AGE_METADATA_KEY, f"{answer.age_seconds:.0f}"),))
-        return lore_pb2.SearchResponse(results=map(search_result_message, answer.results))
+        return lore_pb2.SearchResponse(
+            results=map(search_result_message, answer.results),
+            answer_probability=answer.probability,
+        )
 
 
 async def _documents(

@@ -1,9 +1,15 @@
 """Documents and passages of lore on the wire."""
 
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
+
 from gaming.knowledge_base.v1 import lore_pb2
 from knowledge_base.domain.lore import (
+    Citation,
+    ConceptPassage,
     Document,
     IngestedDocument,
+    IngestProgress,
     IngestState,
     IngestSummary,
     SearchMode,
@@ -11,7 +17,14 @@ from knowledge_base.domain.lore import (
 )
 from knowledge_base.wire.times import stamp
 
-__all__ = ["SEARCH_MODES", "document_message", "ingest_message", "search_result_message"]
+__all__ = [
+    "SEARCH_MODES",
+    "citation_message",
+    "document_message",
+    "ingest_message",
+    "passage_message",
+    "search_result_message",
+]
 
 SEARCH_MODES = {
     lore_pb2.SEARCH_MODE_UNSPECIFIED: SearchMode.HYBRID,
@@ -37,11 +50,22 @@ def document_message(document: Document) -> lore_pb2.Document:
         chunks=document.chunks,
         ingest_time=stamp(document.ingest_time),
         content_sha256=document.content_sha256.hex(),
+        front_matter=ParseDict(document.front_matter, Struct()),
     )
 
 
-def ingest_message(update: IngestedDocument | IngestSummary) -> lore_pb2.IngestDocumentsResponse:
+def ingest_message(
+    update: IngestedDocument | IngestProgress | IngestSummary,
+) -> lore_pb2.IngestDocumentsResponse:
     """Returns a step of an ingest's progress."""
+    if isinstance(update, IngestProgress):
+        progress = lore_pb2.IngestProgress(
+            path=update.path,
+            chunks=update.chunks,
+            changed_chunks=update.changed_chunks,
+            embedded_chunks=update.embedded_chunks,
+        )
+        return lore_pb2.IngestDocumentsResponse(progress=progress)
     if isinstance(update, IngestedDocument):
         document = lore_pb2.IngestedDocument(
             path=update.path,
@@ -62,17 +86,33 @@ def ingest_message(update: IngestedDocument | IngestSummary) -> lore_pb2.IngestD
 
 def search_result_message(result: SearchResult) -> lore_pb2.SearchResult:
     """Returns a passage with its citation."""
-    citation = result.citation
     return lore_pb2.SearchResult(
         text=result.text,
-        citation=lore_pb2.Citation(
-            collection=citation.collection,
-            path=citation.path,
-            heading_path=citation.heading_path,
-            start_line=citation.start_line,
-            end_line=citation.end_line,
-        ),
+        citation=citation_message(result.citation),
         score=result.score,
         vector_score=result.vector_score,
         keyword_score=result.keyword_score,
+        concepts=result.concepts,
+        text_before=result.text_before,
+        text_after=result.text_after,
+    )
+
+
+def passage_message(passage: ConceptPassage) -> lore_pb2.ConceptPassage:
+    """Returns a passage with the concepts it speaks of."""
+    return lore_pb2.ConceptPassage(
+        text=passage.text,
+        citation=citation_message(passage.citation),
+        concepts=passage.concepts,
+    )
+
+
+def citation_message(citation: Citation) -> lore_pb2.Citation:
+    """Returns where a passage stands."""
+    return lore_pb2.Citation(
+        collection=citation.collection,
+        path=citation.path,
+        heading_path=citation.heading_path,
+        start_line=citation.start_line,
+        end_line=citation.end_line,
     )
