@@ -44,6 +44,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _REFERENCE = _ROOT / "services" / "knowledge_base" / "evaluation" / "reference.json"
 _CACHE = _ROOT / ".cache" / "evaluation" / "vectors.sqlite3"
 _ALLOWED_DROP = 0.02
+_HALF = 0.5
 _PRODUCT = "knowledge_base"
 # Enough passages for ten items.
 _PASSAGES = 60
@@ -102,8 +103,9 @@ class Evaluation:
                 documents.item(result.citation.path, tuple(result.citation.heading_path))
                 for result in answer.results
             )
-            first = answer.results[0].score if answer.results else 0.0
-            results[_PRODUCT].append(Judged(question, tuple(dict.fromkeys(found)), first))
+            results[_PRODUCT].append(
+                Judged(question, tuple(dict.fromkeys(found)), answer.answer_probability)
+            )
         return results
 
     async def conversation(self, conversation: Conversation) -> Results:
@@ -191,11 +193,16 @@ def show(name: str, results: Results) -> None:
 
 def show_separation(judged: Sequence[Judged]) -> None:
     """Prints how well questions without an answer are told apart."""
-    area = area_under_roc(
-        [item.answerable for item in judged if item.question.grades],
-        [item.answerable for item in judged if not item.question.grades],
-    )
-    print(f"answerable or not: area under the ROC curve {area:.3f} (0.5 is chance)")
+    answered = [item.answerable for item in judged if item.question.grades]
+    for kind in ("unanswerable", "off_topic"):
+        other = [item.answerable for item in judged if item.question.kind == kind]
+        right = sum(value >= _HALF for value in answered) + sum(value < _HALF for value in other)
+        print(
+            f"told from {kind}: area under the ROC curve "
+            f"{area_under_roc(answered, other):.3f} (0.5 is chance), "
+            f"{sum(value < _HALF for value in other)} of {len(other)} refused at probability 0.5, "
+            f"{right} of {len(answered) + len(other)} right"
+        )
 
 
 def gate(judged: Sequence[Judged], *, accept: bool) -> bool:

@@ -72,7 +72,11 @@ class Conversation:
 
 def own_set() -> DocumentSet:
     """Returns the lore and its graded questions."""
-    lines = (_SERVICE / "evaluation" / "questions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [
+        line
+        for name in ("questions.jsonl", "off_topic.jsonl")
+        for line in (_SERVICE / "evaluation" / name).read_text(encoding="utf-8").splitlines()
+    ]
     questions = tuple(
         Question(
             row["kind"],

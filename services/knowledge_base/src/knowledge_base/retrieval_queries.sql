@@ -9,3 +9,11 @@ SELECT * FROM knowledge_base.recall_story_events(
 
 -- name: events_around
 SELECT * FROM knowledge_base.events_around($1, $2, $3, $4, $5)
+
+-- name: search_passages
+SELECT f.*, knowledge_base.concepts_of_passage(
+    f.collection, f.path, f.start_line, f.end_line, f.text
+) AS concepts
+FROM knowledge_base.search_passages(
+    $1, knowledge_base.embedded_with($12, $2), $3, $4, $5, $6, $7, $8, $9, $10, $11
+) AS f

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from knowledge_base.domain.answerability import answer_probability
 from knowledge_base.domain.errors import DocumentNotFound
 from knowledge_base.domain.lore import (
     ConceptPassage,
@@ -29,10 +30,16 @@ _REMEMBERED_SEARCHES = 256
 
 @dataclass(frozen=True, slots=True)
 class SearchAnswer:
-    """What was found; `age_seconds` is 0 unless the database was away and this is an old answer."""
+    """What was found.
+
+    Attributes:
+        age_seconds: 0 unless the database was away and this is an old answer.
+        probability: that the results answer the query; None but in mode hybrid.
+    """
 
     results: tuple[SearchResult, ...]
     age_seconds: float = 0.0
+    probability: float | None = None
 
 
 class LoreSearch:
@@ -80,7 +87,12 @@ class LoreSearch:
                 raise
             log.warning("old_search_answer_given", age_seconds=round(known.age_seconds, 1))
             return known
-        answer = SearchAnswer(tuple(results))
+        probability = None
+        if query.mode is SearchMode.HYBRID:
+            probability = answer_probability([result.vector_score or 0.0 for result in results])
+            if probability < query.minimum_probability:
+                results = []
+        answer = SearchAnswer(tuple(results), probability=probability)
         self._recent[query] = (self._clock.monotonic(), answer)
         self._recent.move_to_end(query)
         if len(self._recent) > _REMEMBERED_SEARCHES:
@@ -148,4 +160,4 @@ class LoreSearch:
         age_seconds = self._clock.monotonic() - time
         if answer is None or age_seconds > self._stale_answer_seconds:
             return None
-        return SearchAnswer(answer.results, age_seconds)
+        return SearchAnswer(answer.results, age_seconds, answer.probability)

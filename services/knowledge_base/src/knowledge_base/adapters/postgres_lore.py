@@ -8,7 +8,13 @@ from typing import Any
 
 import asyncpg
 
-from knowledge_base.adapters.database import QUERIES, Database, caller_errors, encode_vector
+from knowledge_base.adapters.database import (
+    QUERIES,
+    RETRIEVAL_QUERIES,
+    Database,
+    caller_errors,
+    encode_vector,
+)
 from knowledge_base.domain.chunking import ChunkedDocument
 from knowledge_base.domain.errors import IngestInProgress
 from knowledge_base.domain.lore import (
@@ -94,15 +100,18 @@ class PostgresLore:
         Raises EmbeddingModelChanged when `model` is no longer the active one.
         """
         rows = await self._database.fetch(
-            QUERIES.search_lore,
+            RETRIEVAL_QUERIES.search_passages,
             query.text,
             None if embedding is None else encode_vector(embedding),
             query.mode.value,
             list(query.collections) or None,
             query.limit,
+            query.per_section,
+            query.neighbours,
             parameters.vector_weight,
             parameters.k1,
             parameters.b,
+            parameters.frequent_from,
             model,
         )
         return [
@@ -113,6 +122,9 @@ class PostgresLore:
                 row["vector_score"],
                 row["keyword_score"],
                 tuple(row["concepts"]),
+                row["keyword_share"],
+                tuple(row["text_before"]),
+                tuple(row["text_after"]),
             )
             for row in rows
         ]

@@ -99,22 +99,34 @@ class RankingParameters:
     Attributes:
         vector_weight: 0..1.
         k1: saturation of term frequency in BM25 (Robertson & Zaragoza 2009).
-        b: strength of BM25's length normalisation, 0..1.
+        b: strength of BM25's length normalisation, 0..1. Both defaults are those that Anserini
+            tuned for passages (Yang, Fang & Lin 2017).
+        frequent_from: passages with a word from which it may be pruned; see migration 0011.
     """
 
     vector_weight: float = 0.5
-    k1: float = 1.2
-    b: float = 0.75
+    k1: float = 0.9
+    b: float = 0.4
+    frequent_from: int = 5000
 
 
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
-    """What is looked for; no collections means all."""
+    """What is looked for; no collections means all.
+
+    Attributes:
+        per_section: how many passages of one section come before those of others.
+        neighbours: how many passages before and after each one come with it.
+        minimum_probability: below it nothing is returned.
+    """
 
     text: str
     mode: SearchMode = SearchMode.HYBRID
     limit: int = 10
     collections: tuple[str, ...] = ()
+    per_section: int = 2
+    neighbours: int = 0
+    minimum_probability: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +153,9 @@ class SearchResult:
     vector_score: float | None
     keyword_score: float | None
     concepts: tuple[str, ...] = ()
+    keyword_share: float = 0.0
+    text_before: tuple[str, ...] = ()
+    text_after: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

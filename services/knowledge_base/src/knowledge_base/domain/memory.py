@@ -3,7 +3,7 @@
 import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from knowledge_base.domain.query_clues import NamedTimes
@@ -167,7 +167,7 @@ class RecallClues:
 
     text: str
     participants: tuple[str, ...] = ()
-    times: NamedTimes = NamedTimes()
+    times: NamedTimes = field(default_factory=NamedTimes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
 from gaming.knowledge_base.v1 import story_pb2
+from knowledge_base.domain.answerability import answer_probability
 from knowledge_base.domain.memory import RecallQuery
 from knowledge_base.domain.text import parse_world_id
 from knowledge_base.memory import WorldMemory
@@ -48,7 +49,12 @@ class StoryMethods(pb_grpc.KnowledgeBaseServiceServicer):
         )
         world_id = parse_world_id("world_id", request.world_id)
         recalled = await self._memory.recall(world_id, query)
-        return story_pb2.RecallResponse(events=map(recalled_message, recalled))
+        probability = answer_probability([item.cosine for item in recalled])
+        if probability < request.minimum_answer_probability:
+            recalled = []
+        return story_pb2.RecallResponse(
+            events=map(recalled_message, recalled), answer_probability=probability
+        )
 
     async def ListEvents(  # noqa: N802  # named by the proto
         self, request: story_pb2.ListEventsRequest, context: Any
