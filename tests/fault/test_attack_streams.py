@@ -154,14 +154,20 @@ class TestCallersThatLetGo:
             routed_to(model_server, tmp_path) as service,
             Http2Attacker.connect(service.address) as caller,
         ):
-            stream, answer = begin(caller, ROUTER + "Generate", generate())
-            await started(answer)
-            async with asyncio.timeout(20):
-                await model_server.held.wait()
-            caller.reset_stream(stream)
-            async with asyncio.timeout(NOTICED_WITHIN_SECONDS):
-                await model_server.idle.wait()
-            assert model_server.aborted == 1
+            noticed = []
+            for _ in range(5):
+                model_server.held.clear()
+                stream, answer = begin(caller, ROUTER + "Generate", generate())
+                await started(answer)
+                async with asyncio.timeout(20):
+                    await model_server.held.wait()
+                let_go = time.monotonic()
+                caller.reset_stream(stream)
+                async with asyncio.timeout(20):
+                    await model_server.idle.wait()
+                noticed.append(time.monotonic() - let_go)
+            assert model_server.aborted == 5
+        assert statistics.median(noticed) < NOTICED_WITHIN_SECONDS, noticed
 
     async def test_a_call_dropped_in_the_queue_leaves_it_and_is_never_sent(
         self, tmp_path: Path
@@ -176,10 +182,15 @@ class TestCallersThatLetGo:
             begin(caller, ROUTER + "GenerateOnce", generate())
             async with asyncio.timeout(20):
                 await model_server.held.wait()
-            queued, _ = begin(caller, ROUTER + "GenerateOnce", generate())
-            await queue_length(stub, 1, 20)
-            caller.reset_stream(queued)
-            await queue_length(stub, 0, NOTICED_WITHIN_SECONDS)
+            noticed = []
+            for _ in range(5):
+                queued, _ = begin(caller, ROUTER + "GenerateOnce", generate())
+                await queue_length(stub, 1)
+                let_go = time.monotonic()
+                caller.reset_stream(queued)
+                await queue_length(stub, 0)
+                noticed.append(time.monotonic() - let_go)
+            assert statistics.median(noticed) < NOTICED_WITHIN_SECONDS, noticed
             model_server.release.set()
             async with asyncio.timeout(20):
                 await model_server.idle.wait()
@@ -195,11 +206,9 @@ async def routed_to(
         yield service
 
 
-async def queue_length(
-    stub: ai_router_pb2_grpc.AiRouterServiceAsyncStub, length: int, seconds: float
-) -> None:
+async def queue_length(stub: ai_router_pb2_grpc.AiRouterServiceAsyncStub, length: int) -> None:
     """Waits until so many requests wait for Gold."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(20):
         while True:
             tiers = (await stub.ListTiers(ai_router_pb2.ListTiersRequest())).tiers
             if sum(tier.queued_requests for tier in tiers) == length:
