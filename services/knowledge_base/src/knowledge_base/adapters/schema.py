@@ -1,5 +1,6 @@
 """Brings the database to this version's schema and makes the service's role."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -20,6 +21,9 @@ log = structlog.get_logger(__name__)
 SCHEMA = "knowledge_base"
 _CONNECT_TIMEOUT_SECONDS = 10.0
 _STATEMENT_TIMEOUT_SECONDS = 600.0
+_OTHERS_SECONDS = 60.0
+_LOCK_POLL_SECONDS = 0.1
+_TRY_LOCK = "SELECT pg_try_advisory_lock(hashtextextended('knowledge_base.migrate', 0))"
 # RFC 7677 for SCRAM-SHA-256; PostgreSQL's own default.
 _SCRAM_ITERATIONS = 4096
 _SCRAM_SALT_BYTES = 16
@@ -47,6 +51,7 @@ async def migrate_schema(owner_url: str, service_url: str, service_role: str) ->
 
     Raises:
         OSError, asyncpg.PostgresError: the database is away or refuses.
+        TimeoutError: another process migrates for longer than a minute.
     """
     connection = await asyncpg.connect(
         owner_url,
@@ -55,6 +60,8 @@ async def migrate_schema(owner_url: str, service_url: str, service_role: str) ->
         server_settings={"application_name": "knowledge_base-migrate"},
     )
     try:
+        # Replicas that start together also grant together, which PostgreSQL refuses to one of them.
+        await _wait_for_others(connection)
         applied = await migrate(connection, "knowledge_base", schema=SCHEMA)
         applied += await migrate_stores(connection, schema=SCHEMA)
         await connection.execute(
@@ -71,6 +78,13 @@ async def migrate_schema(owner_url: str, service_url: str, service_role: str) ->
         await connection.close(timeout=_CONNECT_TIMEOUT_SECONDS)
     log.info("schema_ready", applied=applied, service_role=service_role)
     return applied
+
+
+async def _wait_for_others(connection: asyncpg.Connection) -> None:
+    """Takes the lock of whoever migrates; it is given up with the connection."""
+    async with asyncio.timeout(_OTHERS_SECONDS):
+        while not await connection.fetchval(_TRY_LOCK):  # noqa: ASYNC110  # the lock is the server's
+            await asyncio.sleep(_LOCK_POLL_SECONDS)
 
 
 def _verifier_for(service_url: str, service_role: str) -> str | None:
