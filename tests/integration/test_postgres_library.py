@@ -110,13 +110,23 @@ class TestMigrations:
         with pytest.raises(MigrationMismatch, match="0001_tiers was changed"):
             await migrated(postgres_database, package)
 
-    async def test_a_database_of_a_newer_version_is_refused(
+    async def test_a_migration_missing_among_the_applied_ones_is_refused(
         self, postgres_database: str, package: Package
     ) -> None:
+        await migrated(postgres_database, package)
+        package.write("0005_later.sql", "SELECT 1;")
         await migrated(postgres_database, package)
         (package.migrations / "0002_size.sql").unlink()
         with pytest.raises(MigrationMismatch, match="0002 was applied"):
             await migrated(postgres_database, package)
+
+    async def test_a_database_of_a_newer_version_is_left_as_it_is(
+        self, postgres_database: str, package: Package
+    ) -> None:
+        package.write("0005_later.sql", "SELECT 1;")
+        await migrated(postgres_database, package)
+        (package.migrations / "0005_later.sql").unlink()
+        assert await migrated(postgres_database, package) == []
 
     async def test_a_migration_slipped_in_before_applied_ones_is_refused(
         self, postgres_database: str, package: Package

@@ -332,9 +332,11 @@ async def migrate(
     Returns:
         the names of the migrations applied now.
 
+    A database of a newer version is left as it is: the version before goes on working beside it.
+
     Raises:
-        MigrationMismatch: when an applied migration was changed or is missing, or a new one stands
-            before an applied one.
+        MigrationMismatch: when an applied migration was changed, one among those of this version
+            is missing, or a new one stands before an applied one.
         TimeoutError: when another migrator holds the lock for longer than a minute.
         ValueError: when a substitution is not an identifier, or two files share a number.
     """
@@ -418,11 +420,16 @@ def _migrations(package: str) -> list[Migration]:
 
 def _check_applied(applied: Mapping[int, str], migrations: list[Migration]) -> None:
     known = {migration.number: migration for migration in migrations}
+    newest_known = max(known, default=0)
     for number, sha256 in applied.items():
+        if number > newest_known:
+            # A newer version's: this one is being rolled out over, or back to, and works on.
+            log.warning("schema_is_newer", migration=number, newest_known=newest_known)
+            continue
         if number not in known:
             raise MigrationMismatch(
                 f"migration {number:04d} was applied to this database but is not in this version; "
-                "use a newer version of the service"
+                "use another version of the service"
             )
         if known[number].sha256 != sha256:
             raise MigrationMismatch(
