@@ -21,6 +21,7 @@ from asyncpg.pool import PoolAcquireContext
 
 from servicekit.circuit_breaker import CircuitBreaker
 from servicekit.errors import Unavailable
+from servicekit.postgres_primary import connect_to_primary, hosts_of
 
 __all__ = [
     "DatabaseAway",
@@ -177,9 +178,11 @@ class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # as above
     a few of them the others are refused at once, but for one at a time that tries.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, connect=self._open, **options)
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, connect=self._open, **options)
         self.breaker = CircuitBreaker()
+        self._hosts = hosts_of(url)
+        self._timeline = 0
 
     def acquire(self, *, timeout: float | None = None) -> Any:
         return _Acquire(self, _ACQUIRE_SECONDS if timeout is None else timeout)
@@ -194,8 +197,17 @@ class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # as above
         if self.breaker.succeeded():
             log.info("database_back")
 
-    async def _open(self, *arguments: Any, **options: Any) -> Any:
-        connection = await asyncpg.connect(*arguments, **options)
+    async def _open(self, *_: Any, **options: Any) -> Any:
+        if len(self._hosts) == 1:
+            connection = await asyncpg.connect(self._hosts[0], **options)
+        else:
+            connection, timeline = await connect_to_primary(self._hosts, **options)
+            if self._timeline < timeline:
+                if self._timeline:
+                    # Another server was promoted: connections to the one before are used no more.
+                    log.warning("database_failed_over", timeline=timeline)
+                    await self.expire_connections()
+                self._timeline = timeline
         connection.unanswered = self.database_failed
         return connection
 
@@ -228,7 +240,8 @@ async def open_pool(
     but for one call at a time, until one of those succeeds.
 
     Args:
-        url: `postgresql://user:password@host:port/database`.
+        url: `postgresql://user:password@host:port/database`; of several hosts, separated by commas,
+            the primary on the newest timeline is used, whichever that is at the time.
         application_name: shown in pg_stat_activity.
         minimum: connections opened at once when `minimum` > 0 and the database answers.
         maximum: most connections.
