@@ -43,7 +43,10 @@ WORLD_TABLES = (
     "story_facts",
     "contradictions",
     "requests",
+    "world_changes",
 )
+# Holds rows only while the embedding model is being changed.
+SELDOM_FILLED_TABLES = ("story_event_backlog",)
 
 
 @pytest.fixture
@@ -255,7 +258,7 @@ async def test_every_table_of_a_world_is_protected_and_not_the_services(
         " (SELECT * FROM pg_roles WHERE rolname = current_user) r"
         " WHERE n.nspname = 'knowledge_base' AND c.relkind = 'r'"
     )
-    assert {row["relname"] for row in rows if row["relrowsecurity"]} == set(WORLD_TABLES)
+    assert {row["relname"] for row in rows if row["relrowsecurity"]} == {*WORLD_TABLES, *SELDOM_FILLED_TABLES}
     for row in rows:
         assert not any((row["owns"], row["rolsuper"], row["rolbypassrls"]))
     # A table with a world in it that somebody adds later must be protected too.
@@ -264,7 +267,7 @@ async def test_every_table_of_a_world_is_protected_and_not_the_services(
         " WHERE a.attname = 'world_id' AND c.relkind = 'r'"
         " AND c.relnamespace = 'knowledge_base'::regnamespace"
     )
-    assert {row["relname"] for row in with_world} == set(WORLD_TABLES)
+    assert {row["relname"] for row in with_world} == {*WORLD_TABLES, *SELDOM_FILLED_TABLES}
 
 
 async def test_every_unique_key_of_a_world_table_begins_with_the_world(
