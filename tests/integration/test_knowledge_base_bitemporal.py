@@ -117,13 +117,17 @@ class Writer:
         return RequestKey(uuid.uuid4(), bytes(32), now)
 
 
-writes = st.lists(st.tuples(st.integers(0, 2), periods()), min_size=1, max_size=6)
+# Most is said in one layer, so that periods of one meet.
+layer_numbers = st.sampled_from([1, 1, 1, 0, 2])
+writes = st.lists(st.tuples(layer_numbers, periods()), min_size=1, max_size=6)
+# One day before all that is said, and one after.
+DAYS = [day(number) for number in range(-1, LAST_DAY + 2)]
 
 
 @AS_MANY_AS_FIT
-@given(told=writes, days=st.lists(st.integers(-1, LAST_DAY + 1), min_size=2, max_size=3))
+@given(told=writes)
 async def test_a_concept_as_of_any_two_moments_is_what_was_said_last_of_them(
-    running: RunningKnowledgeBase, told: Sequence[tuple[int, Period]], days: Sequence[int]
+    running: RunningKnowledgeBase, told: Sequence[tuple[int, Period]]
 ) -> None:
     store, model, writer = PostgresConcepts(running.database), Model(), Writer()
     layers, name = await make_layers(running), f"Nerrit {uuid.uuid4()}"
@@ -132,7 +136,7 @@ async def test_a_concept_as_of_any_two_moments_is_what_was_said_last_of_them(
         put = await store.put_concept(layers[layer], writer.key(), uuid.uuid4(), new)
         model.said.append(Said(layer, name, period, put.record_time, put.description))
     for recorded in model.moments():
-        for valid in [*map(day, days), FAR]:
+        for valid in [*DAYS, FAR]:
             found = await store.get_concept(layers[2], name, AsOf(valid, recorded))
             expected = model.seen_at(name, valid, recorded)
             assert (found and found.description) == expected
@@ -177,8 +181,8 @@ async def test_the_periods_of_a_history_never_overlap_and_lose_nothing(
 
 fact_steps = st.lists(
     st.tuples(
-        st.integers(0, 2),
-        st.sampled_from(["ruin", "inn", "inn2"]),
+        layer_numbers,
+        st.sampled_from(["inn", "inn", "ruin"]),
         st.booleans(),
         st.one_of(periods(), st.integers(0, LAST_DAY), st.none()),
     ),
@@ -188,11 +192,10 @@ fact_steps = st.lists(
 
 
 @AS_MANY_AS_FIT
-@given(steps=fact_steps, days=st.lists(st.integers(-1, LAST_DAY + 1), min_size=2, max_size=3))
+@given(steps=fact_steps)
 async def test_facts_as_of_any_two_moments_are_what_was_asserted_and_not_retracted(
     running: RunningKnowledgeBase,
     steps: Sequence[tuple[int, str, bool, Period | int | None]],
-    days: Sequence[int],
 ) -> None:
     store, model, writer = PostgresFacts(running.database), Model(), Writer()
     layers, subject = await make_layers(running), f"Nerrit {uuid.uuid4()}"
@@ -215,17 +218,17 @@ async def test_facts_as_of_any_two_moments_are_what_was_asserted_and_not_retract
             after = max(each.recorded for each in model.said) + timedelta(hours=1)
             model.said.append(Said(layer, place, Period(valid_from=until), after, None))
             assert all(period.superseded_time is None for period in remaining)
-    for valid in [*map(day, days), FAR]:
+    for valid in [*DAYS, FAR]:
         query = FactQuery.of(subject, "lives_in", AsOf(valid))
         found = await store.list_facts(layers[2], query, None, 100)
         expected = set()
-        for place in ("ruin", "inn", "inn2"):
+        for place in ("inn", "ruin"):
             for layer in (2, 1, 0):
                 value = model.layer_at(layer, place, valid, FAR)
                 narrower = [
                     (other, model.layer_at(near, other, valid, FAR))
                     for near in range(layer + 1, 3)
-                    for other in ("ruin", "inn", "inn2")
+                    for other in ("inn", "ruin")
                 ]
                 if value is not None and not any(
                     against is not None and (other == place or against[1] or value[1])  # type: ignore[index]  # a place and whether it is the only one
@@ -242,19 +245,17 @@ async def test_facts_as_of_any_two_moments_are_what_was_asserted_and_not_retract
 @given(
     steps=st.lists(
         st.tuples(
-            st.integers(0, 2),
+            layer_numbers,
             st.sampled_from([0.25, 0.5, 1.0]),
             st.one_of(periods(), st.integers(0, LAST_DAY)),
         ),
         min_size=1,
         max_size=6,
     ),
-    days=st.lists(st.integers(-1, LAST_DAY + 1), min_size=2, max_size=3),
 )
 async def test_relationships_as_of_any_two_moments_are_what_was_said_last_of_them(
     running: RunningKnowledgeBase,
     steps: Sequence[tuple[int, float, Period | int]],
-    days: Sequence[int],
 ) -> None:
     store, model, writer = PostgresConcepts(running.database), Model(), Writer()
     layers, name = await make_layers(running), f"Nerrit {uuid.uuid4()}"
@@ -279,7 +280,7 @@ async def test_relationships_as_of_any_two_moments_are_what_was_said_last_of_the
             )
             after = max(each.recorded for each in model.said) + timedelta(hours=1)
             model.said.append(Said(layer, "tie", Period(day(what)), after, None))
-    for valid in [*map(day, days), FAR]:
+    for valid in [*DAYS, FAR]:
         found = await store.list_relationships(layers[2], name, AsOf(valid), None, 10)
         expected = model.seen_at("tie", valid, FAR)
         assert [tie.strength for tie in found] == ([] if expected is None else [expected])
