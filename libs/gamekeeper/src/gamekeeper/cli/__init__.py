@@ -10,6 +10,7 @@ from gamekeeper.cli.ask import ask
 from gamekeeper.cli.backups import backup, restore_command, verify_command
 from gamekeeper.cli.capacity import decisions, override, tiers, why
 from gamekeeper.cli.certificates import certs
+from gamekeeper.cli.embeddings import embeddings
 from gamekeeper.cli.events import events
 from gamekeeper.cli.failures import EXIT_CODES
 from gamekeeper.cli.fleet import gpus
@@ -21,6 +22,18 @@ from gamekeeper.cli.subscriptions import (
     world_unsubscribe,
 )
 from gamekeeper.cli.up import up
+from gamekeeper.cli.world_context import world_context
+from gamekeeper.cli.world_jobs import (
+    world_archive,
+    world_cancel,
+    world_erase,
+    world_export,
+    world_fork,
+    world_import,
+    world_jobs,
+    world_unarchive,
+    world_watch,
+)
 from gamekeeper.cli.worlds import world
 
 __all__ = ["app", "main"]
@@ -86,10 +99,21 @@ app.command("decisions")(decisions)
 app.add_typer(override, name="override")
 app.command("gpus")(gpus)
 app.add_typer(lore, name="lore")
+world.command("context")(world_context)
 world.command("subscribe")(world_subscribe)
 world.command("subscription")(world_subscription)
 world.command("unsubscribe")(world_unsubscribe)
+world.command("archive")(world_archive)
+world.command("cancel")(world_cancel)
+world.command("erase")(world_erase)
+world.command("export")(world_export)
+world.command("fork")(world_fork)
+world.command("import")(world_import)
+world.command("jobs")(world_jobs)
+world.command("unarchive")(world_unarchive)
+world.command("watch")(world_watch)
 app.add_typer(world, name="world")
+app.add_typer(embeddings, name="embeddings")
 app.add_typer(events, name="events")
 app.command("ask")(ask)
 app.add_typer(certs, name="certs")

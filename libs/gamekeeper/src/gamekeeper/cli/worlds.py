@@ -21,7 +21,7 @@ from gamekeeper.cli.session import (
 from gamekeeper.cli.wording import moment
 from gaming.knowledge_base.v1 import story_pb2, worlds_pb2
 
-__all__ = ["WorldArgument", "show_for_world", "world"]
+__all__ = ["WorldArgument", "show_for_world", "world", "world_request"]
 
 world = typer.Typer(help="Worlds and their memory.", no_args_is_help=True)
 
@@ -118,7 +118,7 @@ def world_show(
             f"[dim]{each.world_id}[/dim]"
         )
 
-    session.show("knowledge_base", "GetWorld", _world_named(name), render)
+    session.show("knowledge_base", "GetWorld", world_request(name), render)
 
 
 @world.command("events")
@@ -243,7 +243,7 @@ def show_for_world(session: Session, name: str, method: str, request: Any, rende
         session.print_grpcurl(
             "knowledge_base",
             "GetWorld",
-            _world_named(name),
+            world_request(name),
             before='world_id="$(',
             after=""" | sed -n 's/.*"worldId": "\\([^"]*\\)".*/\\1/p')\"""",
         )
@@ -254,11 +254,12 @@ def show_for_world(session: Session, name: str, method: str, request: Any, rende
             substitutions={_WORLD_MARKER: "world_id"},
         )
     else:
-        found = session.call("knowledge_base", "GetWorld", _world_named(name))
+        found = session.call("knowledge_base", "GetWorld", world_request(name))
         session.show("knowledge_base", method, request(found.world.world_id), render)
 
 
-def _world_named(name: str) -> Message:
+def world_request(name: str) -> Message:
+    """Returns the request for a world by its id or name."""
     if _is_id(name):
         return worlds_pb2.GetWorldRequest(world_id=name)
     return worlds_pb2.GetWorldRequest(name=name)
