@@ -32,7 +32,7 @@ from isometric_embedder import IsometricEmbedder
 
 TIMEOUT_SECONDS = 60
 FAST = {"KNOWLEDGE_BASE_FILLED_ROWS_PER_SECOND": "100000"}
-EVENTS = 200
+EVENTS = 150
 SCORE_TOLERANCE = 1e-5
 PLACES = ("mill", "weir", "tollgate", "chapel", "ferry", "orchard", "quarry", "inn")
 DEEDS = ("lit a lamp", "hid a letter", "paid the toll", "rang the bell", "mended a net")
@@ -316,6 +316,7 @@ async def test_every_answer_stays_the_same_before_during_and_after_a_change(
     assert [row["name"] for row in models] == [second.model]
 
 
+@pytest.mark.endurance
 async def test_unchanged_documents_are_not_embedded_again_after_a_change(
     knowledge_base_database: str,
 ) -> None:
@@ -343,6 +344,7 @@ async def test_unchanged_documents_are_not_embedded_again_after_a_change(
         assert second.embedded == embedded
 
 
+@pytest.mark.endurance
 async def test_a_replica_that_knows_only_the_former_model_says_so_and_harms_nothing(
     knowledge_base_database: str,
 ) -> None:
@@ -365,6 +367,7 @@ async def test_a_replica_that_knows_only_the_former_model_says_so_and_harms_noth
         assert await refusal(record(former, world_id, "An owl.")) == "EMBEDDING_UNAVAILABLE"
 
 
+@pytest.mark.endurance
 async def test_a_change_to_vectors_of_the_same_length_mixes_none(
     knowledge_base_database: str, owner: asyncpg.Connection
 ) -> None:
@@ -391,6 +394,7 @@ async def test_a_change_to_vectors_of_the_same_length_mixes_none(
         )
 
 
+@pytest.mark.endurance
 async def test_a_statement_with_a_vector_keeps_its_model_active_until_it_ends(
     knowledge_base_database: str, owner: asyncpg.Connection
 ) -> None:
@@ -435,6 +439,7 @@ async def status_of(owner: asyncpg.Connection, model: str) -> str:
     return state
 
 
+@pytest.mark.endurance
 async def test_a_paused_change_fills_nothing_and_goes_on_where_it_was(
     knowledge_base_database: str,
 ) -> None:
@@ -461,6 +466,7 @@ async def test_a_paused_change_fills_nothing_and_goes_on_where_it_was(
             assert change.filled_rows == EVENTS + 40
 
 
+@pytest.mark.endurance
 async def test_a_killed_filler_loses_no_more_than_its_batch(
     knowledge_base_database: str, owner: asyncpg.Connection
 ) -> None:
@@ -492,6 +498,7 @@ async def test_a_killed_filler_loses_no_more_than_its_batch(
         assert await answers(running, world_id, QUERIES[1]) == expected
 
 
+@pytest.mark.endurance
 async def test_two_fillers_share_the_work(
     knowledge_base_database: str,
 ) -> None:
@@ -508,6 +515,7 @@ async def test_two_fillers_share_the_work(
         assert models[1].embedded + others[1].embedded == EVENTS + 40 + 1
 
 
+@pytest.mark.endurance
 async def test_a_cancelled_change_leaves_no_trace(
     knowledge_base_database: str, owner: asyncpg.Connection
 ) -> None:
@@ -555,6 +563,7 @@ async def test_what_cannot_be_done_is_refused_with_its_reason(
         assert (await finish(running, finished)).active.name == second.model
 
 
+@pytest.mark.endurance
 async def test_the_indexes_of_the_vectors_are_there_again_at_the_switch(
     knowledge_base_database: str, owner: asyncpg.Connection
 ) -> None:
