@@ -184,6 +184,7 @@ async def serve_knowledge_base(
     embedders: Sequence[Embedder] = (),
     clock: Clock | None = None,
     announces: bool = False,
+    runs_jobs: bool = True,
     **environ: str,
 ) -> AsyncIterator[RunningKnowledgeBase]:
     """Migrates the database, then serves from it on a free port, as the role without privileges.
@@ -194,6 +195,7 @@ async def serve_knowledge_base(
         embedders: several, in place of `embedder`; a new database is filled with the first.
         clock: the service's time.
         announces: whether recorded story events are put into the outbox.
+        runs_jobs: whether it works on whole worlds; otherwise it only takes the orders.
         environ: settings of the service and its server as environment variables.
     """
     await migrate_schema(owner_url, service_url(owner_url), SERVICE_ROLE)
@@ -210,7 +212,7 @@ async def serve_knowledge_base(
             clock,
         ) as models,
         open_whole_worlds(connect, settings, models, clock) as worlds,
-        _running(*worlds.tasks),
+        _running(*(worlds.tasks if runs_jobs else ())),
     ):
         await models.open()
         servicer, memory, change = compose(
@@ -220,9 +222,7 @@ async def serve_knowledge_base(
             settings,
             load_settings(RankingSettings, environ),
             announces=announces,
-            filled_rows_per_second=load_settings(
-                EmbeddingSettings, environ
-            ).filled_rows_per_second,
+            filled_rows_per_second=load_settings(EmbeddingSettings, environ).filled_rows_per_second,
             worlds=worlds,
         )
         take = compose_listener(

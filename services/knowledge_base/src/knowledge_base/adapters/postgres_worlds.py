@@ -23,7 +23,6 @@ log = structlog.get_logger(__name__)
 
 WORLD_QUERIES = load_queries("knowledge_base", "world_queries.sql")
 
-# How long a job waits for a replica that died with it; each step extends it.
 LEASE = timedelta(seconds=30)
 _TRIES = 5
 # Rows of one step: a copied event brings about fifteen rows of terms with it.
@@ -47,14 +46,21 @@ class PostgresWorlds:
         owner_url: the schema's owner, for a server that has no right to VACUUM for others
             (PostgreSQL before 17); None: such a server cleans its tables in its own time.
         step_rows: most events copied, or rows deleted, in one transaction.
+        lease: how long a job waits for a replica that died with it; each step extends it.
     """
 
     def __init__(
-        self, database: Database, *, owner_url: str | None = None, step_rows: int = _STEP_ROWS
+        self,
+        database: Database,
+        *,
+        owner_url: str | None = None,
+        step_rows: int = _STEP_ROWS,
+        lease: timedelta = LEASE,
     ) -> None:
         self._database = database
         self._owner_url = owner_url
         self._step_rows = step_rows
+        self._lease = lease
 
     async def set_archived(self, world_id: uuid.UUID, key: RequestKey, *, archived: bool) -> World:
         """Archives a world or ends that. Raises WorldNotFound, RequestIdReused."""
@@ -112,12 +118,14 @@ class PostgresWorlds:
 
     async def claim(self, holder: uuid.UUID) -> Job | None:
         """Takes a job that nobody works on; None when there is none."""
-        rows = await self._database.fetch(WORLD_QUERIES.claim_job, holder, LEASE)
+        rows = await self._database.fetch(WORLD_QUERIES.claim_job, holder, self._lease)
         return job_of(rows[0]) if rows else None
 
     async def advance(self, job_id: uuid.UUID, holder: uuid.UUID) -> Job:
         """Does one bounded step. Raises JobTakenAway."""
-        return await self._job(WORLD_QUERIES.advance_job, job_id, holder, LEASE, self._step_rows)
+        return await self._job(
+            WORLD_QUERIES.advance_job, job_id, holder, self._lease, self._step_rows
+        )
 
     async def note_failure(self, job_id: uuid.UUID, holder: uuid.UUID) -> None:
         """Lets a job be tried again later, or gives it up. Raises JobTakenAway."""
@@ -147,7 +155,7 @@ class PostgresWorlds:
                 held.cancel()
         if not purged:
             log.warning("erased_rows_left_to_autovacuum", job_id=str(job.job_id), allowed=allowed)
-        await self._database.fetch(WORLD_QUERIES.end_erase, job.job_id, holder, LEASE, purged)
+        await self._database.fetch(WORLD_QUERIES.end_erase, job.job_id, holder, self._lease, purged)
 
     async def last_erasure(self) -> datetime | None:
         """Returns when an erasure last began or ended."""
@@ -214,7 +222,7 @@ class PostgresWorlds:
 
     async def _keep_holding(self, job_id: uuid.UUID, holder: uuid.UUID) -> None:
         while True:
-            await self._database.fetch(WORLD_QUERIES.keep_job, job_id, holder, LEASE)
+            await self._database.fetch(WORLD_QUERIES.keep_job, job_id, holder, self._lease)
             await asyncio.sleep(_HEARTBEAT_SECONDS)
 
     async def _old_readers_gone(self) -> bool:
