@@ -298,6 +298,7 @@ async def _open_embedder(settings: EmbeddingSettings) -> OnnxEmbedder:
         OnnxEmbedder.from_package,
         settings.model_cache_directory.expanduser(),
         threads=settings.threads,
+        document_runs=settings.document_runs,
     )
 
 

@@ -125,6 +125,13 @@ class EmbeddingSettings:
         maximum=64,
         help="threads of one run of the model",
     )
+    document_runs: int = setting(
+        "KNOWLEDGE_BASE_EMBEDDING_DOCUMENT_RUNS",
+        default=2,
+        minimum=1,
+        maximum=64,
+        help="runs of the model that embed documents at once, a core each",
+    )
     query_cache_size: int = setting(
         "KNOWLEDGE_BASE_QUERY_CACHE_SIZE",
         default=2048,

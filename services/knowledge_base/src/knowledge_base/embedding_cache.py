@@ -11,7 +11,7 @@ __all__ = ["EmbeddingCache"]
 
 _REMEMBERED_DOCUMENTS = 512
 # What is computed before it is remembered: a call that ran out of time loses no more than this.
-_DOCUMENTS_AT_ONCE = 8
+_DOCUMENTS_AT_ONCE = 16
 
 
 class EmbeddingCache:

@@ -23,8 +23,6 @@ MAXIMUM_TOKENS = 256
 # Attention costs memory by batch and square of length, and one core gains nothing from more:
 # 256 took 15 % less CPU time than 512 and 28 % less than 1,024, and the least memory.
 _PADDED_TOKENS_PER_RUN = 256
-# One worker is left to queries while another embeds documents.
-_WORKERS = 2
 _QUERIES_WAITING = 64
 _QUERIES_PER_BATCH = 16
 
@@ -39,9 +37,13 @@ class OnnxEmbedder:
         graph: the ONNX graph, see `ensure_graph`.
         tokenizer: the tokenizer's JSON file.
         threads: threads of one model run.
+        document_runs: how many runs embed documents at once. Two runs of one thread each take two
+            cores whole; one run of two threads does not.
     """
 
-    def __init__(self, graph: Path, tokenizer: Path, *, threads: int = 1) -> None:
+    def __init__(
+        self, graph: Path, tokenizer: Path, *, threads: int = 1, document_runs: int = 1
+    ) -> None:
         options = onnxruntime.SessionOptions()
         # The arena keeps the largest run's memory for ever: 409 against 197 MB measured.
         options.enable_cpu_mem_arena = False
@@ -53,14 +55,17 @@ class OnnxEmbedder:
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.enable_truncation(MAXIMUM_TOKENS)
         self._tokenizer.no_padding()
-        self._executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="embedder")
-        self._documents = asyncio.Semaphore(_WORKERS - 1)
+        # One worker is left to queries while the others embed documents.
+        self._executor = ThreadPoolExecutor(document_runs + 1, thread_name_prefix="embedder")
+        self._documents = asyncio.Semaphore(document_runs)
         self._queries = QueryBatches(
             self._submit, largest=_QUERIES_PER_BATCH, waiting=_QUERIES_WAITING
         )
 
     @classmethod
-    def from_package(cls, cache_directory: Path, *, threads: int = 1) -> Self:
+    def from_package(
+        cls, cache_directory: Path, *, threads: int = 1, document_runs: int = 1
+    ) -> Self:
         """Returns an embedder on the installed weights, its graph kept in `cache_directory`.
 
         Blocks for about a second when the graph must be written, else for 0.3 s.
@@ -70,7 +75,12 @@ class OnnxEmbedder:
             OSError: the directory cannot be written.
         """
         files = find_model_files()
-        return cls(ensure_graph(files, cache_directory), files.tokenizer, threads=threads)
+        return cls(
+            ensure_graph(files, cache_directory),
+            files.tokenizer,
+            threads=threads,
+            document_runs=document_runs,
+        )
 
     @property
     def model(self) -> str:
@@ -97,12 +107,17 @@ class OnnxEmbedder:
         vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
         # Texts of like length share a run, so that little is padded.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        start = 0
-        while start < len(order):
-            batch = order[start : start + _batch_size(len(texts[order[start]]))]
+
+        async def embed(batch: Sequence[int]) -> None:
             async with self._documents:
                 vectors[batch] = await self._submit([texts[index] for index in batch])
-            start += len(batch)
+
+        start = 0
+        async with asyncio.TaskGroup() as group:
+            while start < len(order):
+                batch = order[start : start + _batch_size(len(texts[order[start]]))]
+                group.create_task(embed(batch))
+                start += len(batch)
         return vectors
 
     def close(self) -> None:
