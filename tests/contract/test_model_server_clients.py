@@ -85,7 +85,7 @@ async def read(bench: Bench, into: list[AnswerPiece]) -> None:
 
 
 async def until_idle(bench: Bench) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while bench.running():  # noqa: ASYNC110  # state of another party, polled
             await asyncio.sleep(0.005)
 

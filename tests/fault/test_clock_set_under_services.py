@@ -27,8 +27,9 @@ from servicekit.testing import failure_of
 INTERVAL_SECONDS = 0.2
 LONGEST_INTERVAL_SECONDS = 5.0
 """On a busy machine an interval ends late; an hour is another matter."""
-DEADLINE_SECONDS = 1.0
-LATE_SECONDS = 1.0
+DEADLINE_SECONDS = 3.0
+LATE_SECONDS = 5.0
+"""As above."""
 SPEC = pb.GenerationSpec(
     tier=tier_pb2.TIER_GOLD,
     messages=[pb.ChatMessage(role=pb.CHAT_ROLE_USER, content="What time is it?")],
@@ -59,12 +60,12 @@ async def test_a_routers_demand_and_deadlines_do_not_follow_its_wall_clock(
         begun = loop.time()
         call = stub.GenerateOnce(pb.GenerateOnceRequest(spec=SPEC), timeout=DEADLINE_SECONDS)
         failing = asyncio.ensure_future(failure_of(call))
-        await models.held.wait()
+        await asyncio.wait_for(models.held.wait(), 30)
         clock.set_off_by(step_seconds)
         seen = [await anext(intervals) for _ in range(5)]
         failure = await failing
         took = loop.time() - begun
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await models.idle.wait()  # the work stops with the call
         later = await failure_of(
             stub.GenerateOnce(pb.GenerateOnceRequest(spec=SPEC), timeout=DEADLINE_SECONDS)
@@ -73,7 +74,7 @@ async def test_a_routers_demand_and_deadlines_do_not_follow_its_wall_clock(
         (each.end_time.ToNanoseconds() - each.start_time.ToNanoseconds()) / 1e9 for each in seen
     ]
     record_property("interval lengths, s", [round(length, 2) for length in lengths])
-    record_property("call with 1 s to live took, s", round(took, 2))
+    record_property("call with 3 s to live took, s", round(took, 2))
     off_by = (seen[-1].end_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
     assert abs(off_by - step_seconds) < 60, "the router's wall clock was set"
     assert all(0 < length < LONGEST_INTERVAL_SECONDS for length in lengths)

@@ -29,7 +29,7 @@ from servicekit.settings import load_settings
 TIMEOUT_SECONDS = 20.0
 
 
-async def until(condition: Callable[[], Any], timeout_seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], Any], timeout_seconds: float = 30.0) -> None:
     async with asyncio.timeout(timeout_seconds):
         while not condition():  # noqa: ASYNC110  # state of several parties, polled
             await asyncio.sleep(0.005)

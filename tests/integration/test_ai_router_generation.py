@@ -44,7 +44,7 @@ async def generate(
     return responses
 
 
-async def until(condition: Any, timeout_seconds: float = 5.0) -> None:
+async def until(condition: Any, timeout_seconds: float = 30.0) -> None:
     async with asyncio.timeout(timeout_seconds):
         while not condition():  # noqa: ASYNC110  # state of several parties, polled
             await asyncio.sleep(0.005)

@@ -56,7 +56,7 @@ async def metric(client: aiohttp.ClientSession, url: str, name: str, labels: str
     return float(found[1])
 
 
-async def until(condition: Any, timeout_seconds: float = 5.0) -> None:
+async def until(condition: Any, timeout_seconds: float = 30.0) -> None:
     async with asyncio.timeout(timeout_seconds):
         while not await condition():  # noqa: ASYNC110 - the condition is another program's page
             await asyncio.sleep(0.01)

@@ -65,7 +65,7 @@ async def test_a_deadline_that_passes_in_the_queue_takes_the_request_out_of_it(
     running: RunningRouter, model_server: ScriptedModelServer
 ) -> None:
     late = asyncio.ensure_future(
-        failure_of(running.stub.GenerateOnce(request("late"), timeout=1.0))
+        failure_of(running.stub.GenerateOnce(request("late"), timeout=3.0))
     )
     patient = asyncio.ensure_future(
         _answer(running.stub.GenerateOnce(request("patient"), timeout=TIMEOUT_SECONDS))
@@ -109,7 +109,7 @@ async def test_a_deadline_that_passes_during_generation_stops_the_model_server(
 ) -> None:
     model_server.script = Script(hold_before=1)
     add_server(running, model_server)
-    error = await failure_of(running.stub.GenerateOnce(request(), timeout=1.0))
+    error = await failure_of(running.stub.GenerateOnce(request(), timeout=3.0))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await until(lambda: model_server.aborted == 1 and model_server.running == 0)
 
