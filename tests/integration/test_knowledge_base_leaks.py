@@ -398,3 +398,38 @@ async def test_one_worlds_questions_are_not_answered_from_anothers(
 
     for _ in range(3):
         await asyncio.gather(*map(ask, words, worlds))
+
+
+# Writes that an archived world takes: those that say whether it is one, and its end.
+TAKEN_BY_ARCHIVED_WORLDS = {"ArchiveWorld", "UnarchiveWorld", "ForkWorld", "EraseWorld"}
+
+
+async def test_every_write_to_an_archived_world_is_refused(
+    running: RunningKnowledgeBase, knowledge_base_database: str
+) -> None:
+    """Every RPC with a world and a request id, so also one that is added later."""
+    own = await make_world(running, "own", "mine")
+    await running.stub.ArchiveWorld(
+        worlds_pb2.ArchiveWorldRequest(world_id=own, request_id=new_id()), timeout=TIMEOUT_SECONDS
+    )
+    owner = await asyncpg.connect(knowledge_base_database)
+    try:
+        query = "SELECT {} FROM knowledge_base.{} WHERE world_id = $1 LIMIT 1"
+        known_fact = await owner.fetchval(query.format("fact_id", "story_facts"), uuid.UUID(own))
+        contradiction = await owner.fetchval(
+            query.format("contradiction_id", "contradictions"), uuid.UUID(own)
+        )
+    finally:
+        await owner.close()
+    place = Place(own, str(known_fact), str(contradiction), new_id(), new_id(), "plain", ())
+    writes = [
+        method.name
+        for method in SERVICE.methods
+        if {"world_id", "request_id"} <= set(method.input_type.fields_by_name)
+        and method.name not in TAKEN_BY_ARCHIVED_WORLDS
+    ]
+    assert "RecordEvents" in writes
+    for method in writes:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await getattr(running.stub, method)(CASES[method](place), timeout=TIMEOUT_SECONDS)
+        assert failure_of(caught.value).reason == "WORLD_ARCHIVED", method
