@@ -15,6 +15,7 @@ import asyncpg
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from gaming.knowledge_base.v1 import embedding_models_pb2 as change_pb
 from gaming.knowledge_base.v1 import lore_pb2, story_pb2, worlds_pb2
@@ -31,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from isometric_embedder import IsometricEmbedder
 
 TIMEOUT_SECONDS = 60
-FAST = {"KNOWLEDGE_BASE_FILLED_ROWS_PER_SECOND": "100000"}
+FAST: dict[str, Any] = {"KNOWLEDGE_BASE_FILLED_ROWS_PER_SECOND": "100000"}
 EVENTS = 150
 SCORE_TOLERANCE = 1e-5
 PLACES = ("mill", "weir", "tollgate", "chapel", "ferry", "orchard", "quarry", "inn")
@@ -82,7 +83,7 @@ async def record(running: RunningKnowledgeBase, world_id: str, *texts: str) -> N
             world_id=world_id,
             request_id=new_id(),
             events=[
-                story_pb2.StoryEvent(text=text, occur_time={"seconds": 1_700_000_000})
+                story_pb2.StoryEvent(text=text, occur_time=Timestamp(seconds=1_700_000_000))
                 for text in texts
             ],
         ),
