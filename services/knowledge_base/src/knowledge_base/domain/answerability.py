@@ -16,9 +16,9 @@ def answer_probability(cosines: Sequence[float]) -> float:
     A logistic regression on the best cosine among the first five, fitted to the project's 120
     questions and 24 that have nothing to do with its lore. In tenfold cross-validation it told the
     latter from answerable questions with an area under the ROC curve of 0.98, and questions that
-    stand close to the lore but have no answer in it with 0.59, which is hardly more than chance; the
-    keyword share, the gap between scores and the share of the query's rare words found added
-    nothing. So a low value says "nothing relevant"; a high one does not promise an answer.
+    stand close to the lore but have no answer in it with 0.59, hardly more than chance. The keyword
+    share, the gap between scores and the rare words found added nothing. So a low value says
+    "nothing relevant"; a high one does not promise an answer.
 
     Args:
         cosines: of the results with the query, -1..1, best result first.
