@@ -1,6 +1,6 @@
 """The share of calls a slow server admits."""
 
-from servicekit.load_shedding import LoadShedder, expected_wait_seconds
+from servicekit.load_shedding import LoadShedder
 
 TARGET = 0.25
 
@@ -64,19 +64,3 @@ def test_it_recovers_within_seconds() -> None:
         looks += 1
     assert looks <= 15  # three seconds at five a second
     assert admitted(shedder, 1000) == 1000
-
-
-def test_those_before_it_leave_at_the_latest_pace_and_then_the_loop_gets_to_it() -> None:
-    wait_seconds = expected_wait_seconds(
-        pending_calls=64, finished_calls=10, passed_seconds=0.5, late_seconds=0.3
-    )
-    assert wait_seconds == 60 / (10 / 0.5) + 0.3
-
-
-def test_a_few_calls_on_their_way_to_a_handler_are_no_queue() -> None:
-    assert (
-        expected_wait_seconds(
-            pending_calls=4, finished_calls=0, passed_seconds=0.2, late_seconds=-0.001
-        )
-        == 0.0
-    )

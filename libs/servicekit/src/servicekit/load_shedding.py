@@ -11,27 +11,13 @@ in a row are a standing queue (the idea of CoDel, RFC 8289).
 
 from __future__ import annotations
 
-__all__ = ["LoadShedder", "expected_wait_seconds"]
+__all__ = ["LoadShedder"]
 
 _GREATEST_FALL = 0.3
 _RISE_FACTOR = 1.3
 _RISE_STEP = 0.01
 _ALWAYS_ADMITTED = 1
-_FEW_PENDING = 4
 _SHORTER = 0.8
-
-
-def expected_wait_seconds(
-    *, pending_calls: int, finished_calls: int, passed_seconds: float, late_seconds: float
-) -> float:
-    """Return how long a call that comes now will wait to begin.
-
-    The calls before it leave at the pace at which calls left lately (Little's law); then the event
-    loop, which came `late_seconds` late to a look that took `passed_seconds`, must get to it. Of
-    calls under way between gRPC and a handler a few always look pending.
-    """
-    waiting = max(0, pending_calls - _FEW_PENDING)
-    return waiting * passed_seconds / max(1, finished_calls) + max(0.0, late_seconds)
 
 
 class LoadShedder:

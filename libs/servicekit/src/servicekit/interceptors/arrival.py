@@ -11,37 +11,38 @@ import grpc.aio
 from servicekit.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from servicekit.interceptors.call import Call, Proceed
 
-__all__ = ["ARRIVAL_SECONDS", "MAXIMUM_WAITING", "ArrivalInterceptor"]
+__all__ = ["ARRIVAL_SECONDS", "MAXIMUM_WAITING", "MAXIMUM_WAITING_STREAMS", "ArrivalInterceptor"]
 
 ARRIVAL_SECONDS = 10.0
 """How long a first message may take: the largest, 1 MiB, over 1 Mbit/s takes 8.4 s."""
 
-MAXIMUM_WAITING = 128
-"""How many calls may wait: of 1,000 calls made at once by clients that send headers and message
-together, no more than 3 were seen to wait at a time."""
+MAXIMUM_WAITING = 32
+"""How many calls with a single request may wait: of 1,000 made at once by clients that send headers
+and message together, no more than 3 were seen to wait at a time. Each costs some 50 kB."""
+
+MAXIMUM_WAITING_STREAMS = 128
+"""How many calls with a stream of requests may wait: whoever opens 100 of them at once sends all
+their headers before the first message."""
 
 
 class ArrivalInterceptor:
     """Lets a call through once its first request message is there, and keeps it for the handler.
 
-    A call exists as soon as its headers do. Whoever sends headers alone makes the server hold about
-    18 kB for each call, and grpc.aio holds them until the connection ends: it sets no limit, and it
+    A call exists as soon as its headers do. Whoever sends headers alone makes the server hold some
+    50 kB for each call, and grpc.aio holds them until the connection ends: it sets no limit, and it
     forgets calls whose caller ends its side without a message. Here they are refused after
-    `seconds`, and of more than `maximum_waiting` the one that waits longest gives way, so that a
-    call whose message comes along, as a working client's does, passes in any crowd.
+    ten seconds, and of too many the one that waits longest gives way, so that a call whose message
+    comes along, as a working client's does, passes in any crowd.
     """
 
-    def __init__(
-        self, *, maximum_waiting: int = MAXIMUM_WAITING, seconds: float = ARRIVAL_SECONDS
-    ) -> None:
-        self._maximum_waiting = maximum_waiting
-        self._seconds = seconds
-        # Oldest first.
-        self._waiting: dict[Call, asyncio.Timeout] = {}
+    def __init__(self) -> None:
+        self._single = _WaitingRoom(MAXIMUM_WAITING)
+        self._streamed = _WaitingRoom(MAXIMUM_WAITING_STREAMS)
 
     async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Reads the first message, then passes the call on."""
-        first = await self._first_message(call)
+        room = self._streamed if call.streams_requests else self._single
+        first = await room.first_message(call)
         if call.streams_requests:
             call.request = _with_first(first, call.request)
         elif first is grpc.aio.EOF:
@@ -50,22 +51,30 @@ class ArrivalInterceptor:
             call.request = first
         return await proceed(call)
 
-    async def _first_message(self, call: Call) -> Any:
-        if len(self._waiting) >= self._maximum_waiting:
+
+class _WaitingRoom:
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        # Oldest first.
+        self._waiting: dict[Call, asyncio.Timeout] = {}
+
+    async def first_message(self, call: Call) -> Any:
+        if len(self._waiting) >= self._maximum:
             oldest = next(iter(self._waiting))
             self._waiting.pop(oldest).reschedule(0)
         try:
-            async with asyncio.timeout(self._seconds) as limit:
+            async with asyncio.timeout(ARRIVAL_SECONDS) as limit:
                 self._waiting[call] = limit
                 return await call.context.read()
         except TimeoutError:
             if call not in self._waiting:
+                call.gave_way = True
                 raise Overloaded(
-                    f"More than {self._maximum_waiting} calls wait for their request; this one "
-                    "waited longest. Send the request with the call."
+                    f"More than {self._maximum} calls wait for their request; this one waited "
+                    "longest. Send the request with the call."
                 ) from None
             raise DeadlineExceeded(
-                f"The request did not arrive within {self._seconds:g} s."
+                f"The request did not arrive within {ARRIVAL_SECONDS:g} s."
             ) from None
         finally:
             self._waiting.pop(call, None)

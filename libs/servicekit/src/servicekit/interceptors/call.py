@@ -36,6 +36,7 @@ class Call:
         ended_by_server: set when the server ends the call to shut down.
         streams_requests: whether the method takes a stream of requests.
         long_lived: whether the call is a subscription, which may last.
+        gave_way: set when its request had not come and too many others waited for theirs.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Call:
     ended_by_server: bool = False
     streams_requests: bool = False
     long_lived: bool = False
+    gave_way: bool = False
 
 
 Proceed: TypeAlias = Callable[[Call], Awaitable[Any]]
