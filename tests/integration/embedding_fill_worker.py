@@ -32,7 +32,8 @@ class HangingEmbedder(IsometricEmbedder):
         self.batches += len(texts)
         if self.batches > 32 * _BATCHES_BEFORE_IT_HANGS:
             await asyncio.Event().wait()
-        return await super().embed_documents(texts)
+        vectors: Vector = await super().embed_documents(texts)
+        return vectors
 
 
 async def _main() -> None:
