@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ _NOTICE = (
     "This is a simulation of AWS on 127.0.0.1. It checks no credentials, launches nothing and "
     "costs nothing."
 )
-_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -72,9 +72,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         time_compression=arguments.time_compression,
         settings=CloudSettings(zones=zones),
     )
-    # Waited for, not handled: a handler that sets an Event stops for good when its signal comes
-    # while the same thread holds that Event's lock. Threads made later inherit the mask.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    # A handler that set an Event would stop for good when its signal comes while the same thread
+    # holds that Event's lock. A byte in a socket waits for whoever comes to read it, and comes
+    # whichever thread the signal is delivered to.
+    told, teller = socket.socketpair()
+    teller.setblocking(False)
+    signal.set_wakeup_fd(teller.fileno())
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wanted, lambda *_: None)
     server = LocalAwsServer(region, port=arguments.port, cluster=arguments.cluster)
     try:
         server.front.control.ready.clear()
@@ -107,7 +112,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         if arguments.state_file is not None:
             arguments.state_file.write_text(ready + "\n")
         print(ready, flush=True)
-        signal.sigwait(_ENDING)
+        told.recv(1)
     finally:
         server.stop()
         if arguments.state_file is not None:
