@@ -131,7 +131,7 @@ async def fork(
         world_jobs_pb2.ForkWorldRequest(
             world_id=world_id,
             name=name,
-            end_time=end and stamp(end),
+            end_time=stamp(end) if end else None,
             with_subscription=True,
             request_id=new_id(),
         ),

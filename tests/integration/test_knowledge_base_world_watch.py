@@ -77,7 +77,7 @@ def watch(running: RunningKnowledgeBase, world_id: str, token: str = "") -> Watc
 
 
 async def changes(steps: Watch, count: int) -> list[tuple[str, world_changes_pb2.WorldChange]]:
-    found = []
+    found: list[tuple[str, world_changes_pb2.WorldChange]] = []
     async with asyncio.timeout(TIMEOUT_SECONDS):
         while len(found) < count:
             step = await anext(steps)

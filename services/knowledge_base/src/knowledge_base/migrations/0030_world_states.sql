@@ -305,9 +305,15 @@ BEGIN
         WHERE w.world_id = p_world AND w.watched_until < clock_timestamp() + interval '30 seconds';
     END IF;
     RETURN QUERY
-    SELECT w.incarnation, coalesce(min(c.change_number), 1), coalesce(max(c.change_number), 0)
-    FROM worlds w LEFT JOIN world_changes c ON c.world_id = w.world_id
-    WHERE w.world_id = p_world GROUP BY w.world_id;
+    SELECT
+        w.incarnation,
+        coalesce(
+            (SELECT min(c.change_number) FROM world_changes c WHERE c.world_id = p_world), 1
+        ),
+        coalesce(
+            (SELECT max(c.change_number) FROM world_changes c WHERE c.world_id = p_world), 0
+        )
+    FROM worlds w WHERE w.world_id = p_world;
 END $$;
 
 -- The changes of a world after p_after, oldest first. Raises KB001.
