@@ -256,7 +256,8 @@ CREATE TYPE graph_row AS (
 -- relationships on the way. The recursion has one row a level: the names reached there and all names
 -- seen, so that no concept is entered twice, whatever circles there are. When more than p_nodes
 -- concepts are reached, the strongest ties win. p_direction is 'out', 'in' or 'both'; ties of
--- strength 0 are none. Raises KB001 and KB004.
+-- strength 0 are none. What is compared with many rows is stacked under them and grouped, not joined:
+-- the planner expects few rows, and would loop over all for each. Raises KB001 and KB004.
 CREATE FUNCTION traverse_graph(
     p_world uuid, p_player text, p_start text, p_depth integer, p_kinds text[],
     p_strength double precision, p_direction text, p_valid timestamptz, p_recorded timestamptz,
@@ -264,6 +265,7 @@ CREATE FUNCTION traverse_graph(
 ) RETURNS SETOF graph_row
 LANGUAGE plpgsql
 SET search_path = knowledge_base, public, pg_temp
+SET plan_cache_mode = force_custom_plan -- a plan for any direction and kinds reads too much
 AS $$
 DECLARE
     v_valid timestamptz := coalesce(p_valid, latest());
@@ -287,24 +289,24 @@ BEGIN
             FROM (
                 SELECT step.name
                 FROM (
-                    SELECT t.to_name AS name, t.strength
+                    SELECT t.to_name AS name, t.strength, false AS seen
                     FROM unnest(w.reached) AS at (name)
                     JOIN visible_ties(p_world, p_player, v_valid, v_recorded) t
                         ON t.from_name = at.name
                     WHERE p_direction <> 'in' AND t.strength > 0 AND t.strength >= p_strength
                         AND (p_kinds IS NULL OR t.kind = ANY (p_kinds))
                     UNION ALL
-                    SELECT t.from_name, t.strength
+                    SELECT t.from_name, t.strength, false
                     FROM unnest(w.reached) AS at (name)
                     JOIN visible_ties(p_world, p_player, v_valid, v_recorded) t
                         ON t.to_name = at.name
                     WHERE p_direction <> 'out' AND t.strength > 0 AND t.strength >= p_strength
                         AND (p_kinds IS NULL OR t.kind = ANY (p_kinds))
+                    UNION ALL
+                    SELECT before.name, NULL, true FROM unnest(w.seen) AS before (name)
                 ) step
-                WHERE NOT EXISTS (
-                    SELECT FROM unnest(w.seen) AS seen (name) WHERE seen.name = step.name
-                )
                 GROUP BY step.name
+                HAVING NOT bool_or(step.seen)
                 ORDER BY max(step.strength) DESC, step.name
                 LIMIT p_nodes - cardinality(w.seen) + 1
             ) best
@@ -312,19 +314,27 @@ BEGIN
         WHERE w.depth < p_depth AND cardinality(w.reached) > 0 AND NOT w.cut
     ), nodes AS MATERIALIZED (
         SELECT w.depth, at.name FROM walk w CROSS JOIN unnest(w.reached) AS at (name)
-    ), ties AS MATERIALIZED (
-        SELECT least(a.depth, b.depth) AS depth, t.*
+    ), stacked AS (
+        SELECT t.to_name AS name, t AS tie, a.depth AS from_depth, NULL::integer AS depth
         FROM nodes a
         JOIN visible_ties(p_world, p_player, v_valid, v_recorded) t ON t.from_name = a.name
-        JOIN nodes b ON b.name = t.to_name
         WHERE t.strength > 0 AND t.strength >= p_strength
             AND (p_kinds IS NULL OR t.kind = ANY (p_kinds))
+        UNION ALL
+        SELECT n.name, NULL, NULL, n.depth FROM nodes n
+    ), between_nodes AS (
+        SELECT s.tie, s.from_depth, max(s.depth) OVER (PARTITION BY s.name) AS to_depth
+        FROM stacked s
+    ), ties AS MATERIALIZED (
+        SELECT least(b.from_depth, b.to_depth) AS depth, (b.tie).*
+        FROM between_nodes b
+        WHERE b.from_depth IS NOT NULL AND b.to_depth IS NOT NULL
             AND CASE p_direction
-                WHEN 'out' THEN a.depth < p_depth
-                WHEN 'in' THEN b.depth < p_depth
-                ELSE least(a.depth, b.depth) < p_depth
+                WHEN 'out' THEN b.from_depth < p_depth
+                WHEN 'in' THEN b.to_depth < p_depth
+                ELSE least(b.from_depth, b.to_depth) < p_depth
             END
-        ORDER BY 1, t.strength DESC, t.from_name, t.to_name, t.kind
+        ORDER BY 1, (b.tie).strength DESC, (b.tie).from_name, (b.tie).to_name, (b.tie).kind
         LIMIT p_edges + 1
     ), bounds AS (
         SELECT (SELECT bool_or(w.cut) FROM walk w) OR (SELECT count(*) FROM ties) > p_edges AS cut
@@ -355,7 +365,7 @@ CREATE TYPE path_reach AS (name text, strength double precision, ties uuid[]);
 -- recursion is a level: what was reached there on a better path than before, and all that is known.
 -- A circle never makes a path stronger, so none is entered. Of more than p_width concepts in a level
 -- the strongest are followed and every row says `truncated`; a row of depth 0 without a tie says it
--- where no path was found. Raises KB001 and KB004.
+-- where no path was found. Stacked and not joined, as in traverse_graph. Raises KB001 and KB004.
 CREATE FUNCTION find_path(
     p_world uuid, p_player text, p_from_name text, p_to_name text, p_hops integer, p_kinds text[],
     p_strength double precision, p_direction text, p_valid timestamptz, p_recorded timestamptz,
@@ -363,6 +373,7 @@ CREATE FUNCTION find_path(
 ) RETURNS SETOF graph_row
 LANGUAGE plpgsql
 SET search_path = knowledge_base, public, pg_temp
+SET plan_cache_mode = force_custom_plan -- a plan for any direction and kinds reads too much
 AS $$
 DECLARE
     v_valid timestamptz := coalesce(p_valid, latest());
@@ -375,66 +386,69 @@ BEGIN
         RAISE EXCEPTION 'no such concept' USING ERRCODE = 'KB004', DETAIL = 'to_concept';
     END IF;
     RETURN QUERY
-    WITH RECURSIVE search (depth, reached, known, cut) AS (
+    WITH RECURSIVE search (depth, reached, known, goal, cut) AS (
         SELECT
             0, ARRAY[ROW(p_from_name, 1, '{}')::path_reach],
-            ARRAY[ROW(p_from_name, 1, '{}')::path_reach], false
+            ARRAY[ROW(p_from_name, 1, '{}')::path_reach], 0::double precision, false
         UNION ALL
         SELECT
-            s.depth + 1, next.found[:p_width], merged.known, s.cut OR cardinality(next.found) > p_width
+            s.depth + 1, next.found[:p_width], merged.known, merged.goal,
+            s.cut OR cardinality(next.found) > p_width
         FROM search s
         CROSS JOIN LATERAL (
             SELECT coalesce(array_agg(best.reach), '{}') AS found
             FROM (
-                SELECT ROW(fresh.name, fresh.strength, fresh.ties)::path_reach AS reach
+                SELECT ROW(first.name, first.strength, first.ties)::path_reach AS reach
                 FROM (
                     SELECT DISTINCT ON (step.name)
-                        step.name, step.strength, step.ties || step.relationship_id AS ties
+                        step.name, step.strength, step.ties || step.relationship_id AS ties, step.fresh
                     FROM (
                         SELECT t.to_name AS name, at.strength * t.strength AS strength, at.ties,
-                            t.relationship_id
+                            t.relationship_id, true AS fresh
                         FROM unnest(s.reached) AS at
                         JOIN visible_ties(p_world, p_player, v_valid, v_recorded) t
                             ON t.from_name = at.name
                         WHERE p_direction <> 'in' AND t.strength > 0 AND t.strength >= p_strength
                             AND (p_kinds IS NULL OR t.kind = ANY (p_kinds))
                         UNION ALL
-                        SELECT t.from_name, at.strength * t.strength, at.ties, t.relationship_id
+                        SELECT t.from_name, at.strength * t.strength, at.ties, t.relationship_id, true
                         FROM unnest(s.reached) AS at
                         JOIN visible_ties(p_world, p_player, v_valid, v_recorded) t
                             ON t.to_name = at.name
                         WHERE p_direction <> 'out' AND t.strength > 0 AND t.strength >= p_strength
                             AND (p_kinds IS NULL OR t.kind = ANY (p_kinds))
+                        UNION ALL
+                        SELECT before.name, before.strength, NULL, NULL, false
+                        FROM unnest(s.known) AS before
                     ) step
-                    LEFT JOIN unnest(s.known) AS before ON before.name = step.name
-                    WHERE (before.name IS NULL
-                            OR (NOT p_shortest AND step.strength > before.strength))
-                        -- A path that is weaker than a known one to the end will not get stronger.
-                        AND step.strength > coalesce(
-                            (SELECT e.strength FROM unnest(s.known) AS e WHERE e.name = p_to_name), 0
-                        )
-                    ORDER BY step.name, step.strength DESC, step.relationship_id
-                ) fresh
-                ORDER BY fresh.strength DESC, fresh.name
+                    -- What is known comes first where it is as good, or where any path will do.
+                    ORDER BY step.name, p_shortest AND NOT step.fresh DESC, step.strength DESC,
+                        step.fresh, step.relationship_id
+                ) first
+                -- A path that is weaker than a known one to the end will not get stronger.
+                WHERE first.fresh AND first.strength > s.goal
+                ORDER BY first.strength DESC, first.name
                 LIMIT p_width + 1
             ) best
         ) next
         CROSS JOIN LATERAL (
-            SELECT array_agg(ROW(every.name, every.strength, every.ties)::path_reach) AS known
+            SELECT
+                array_agg(ROW(each.name, each.strength, each.ties)::path_reach) AS known,
+                coalesce(max(each.strength) FILTER (WHERE each.name = p_to_name), 0) AS goal
             FROM (
-                SELECT k.* FROM unnest(s.known) AS k
-                WHERE NOT EXISTS (
-                    SELECT FROM unnest(next.found[:p_width]) AS f WHERE f.name = k.name
-                )
-                UNION ALL
-                SELECT f.* FROM unnest(next.found[:p_width]) AS f
-            ) every
+                SELECT DISTINCT ON (both_of.name) both_of.name, both_of.strength, both_of.ties
+                FROM (
+                    SELECT f.name, f.strength, f.ties, true AS found
+                    FROM unnest(next.found[:p_width]) AS f
+                    UNION ALL
+                    SELECT k.name, k.strength, k.ties, false FROM unnest(s.known) AS k
+                ) both_of
+                ORDER BY both_of.name, both_of.found DESC
+            ) each
         ) merged
         WHERE s.depth < p_hops AND cardinality(s.reached) > 0
             AND p_from_name <> p_to_name
-            AND NOT (p_shortest AND EXISTS (
-                SELECT FROM unnest(s.reached) AS r WHERE r.name = p_to_name
-            ))
+            AND NOT (p_shortest AND s.goal > 0)
     ), last AS (
         SELECT s.known, s.cut FROM search s ORDER BY s.depth DESC LIMIT 1
     ), path AS (

@@ -29,7 +29,7 @@ _DEFAULT_PATH_DEPTH = 6
 _DEFAULT_CONCEPTS = 200
 _DEFAULT_RELATIONSHIPS = 1000
 # Concepts followed in one level of a search for a path; ten levels end within a statement's time.
-_PATH_WIDTH = 2000
+_PATH_WIDTH = 1000
 
 
 def traversal_query(request: graph_pb2.TraverseRequest) -> TraversalQuery:
