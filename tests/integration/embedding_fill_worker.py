@@ -2,9 +2,7 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from knowledge_base.__main__ import connect
 from knowledge_base.adapters.postgres_embedding_models import PostgresEmbeddingModels
@@ -12,12 +10,9 @@ from knowledge_base.config import DatabaseSettings
 from knowledge_base.embedding_change import EmbeddingChange
 from knowledge_base.embedding_models import EmbeddingModels, OfferedModel
 from knowledge_base.ports import Vector
-from knowledge_base.testing import HashEmbedder
+from knowledge_base.testing import HashEmbedder, IsometricEmbedder
 from servicekit.clock import SystemClock
 from servicekit.settings import load_settings
-
-sys.path.insert(0, str(Path(__file__).parent))
-from isometric_embedder import IsometricEmbedder
 
 _BATCHES_BEFORE_IT_HANGS = 3
 
@@ -32,8 +27,7 @@ class HangingEmbedder(IsometricEmbedder):
         self.batches += len(texts)
         if self.batches > 32 * _BATCHES_BEFORE_IT_HANGS:
             await asyncio.Event().wait()
-        vectors: Vector = await super().embed_documents(texts)
-        return vectors
+        return await super().embed_documents(texts)
 
 
 async def _main() -> None:

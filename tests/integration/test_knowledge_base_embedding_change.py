@@ -22,14 +22,12 @@ from gaming.knowledge_base.v1 import lore_pb2, story_pb2, worlds_pb2
 from knowledge_base.ports import Embedder
 from knowledge_base.testing import (
     HashEmbedder,
+    IsometricEmbedder,
     RunningKnowledgeBase,
     failure_of,
     serve_knowledge_base,
     service_url,
 )
-
-sys.path.insert(0, str(Path(__file__).parent))
-from isometric_embedder import IsometricEmbedder
 
 TIMEOUT_SECONDS = 60
 FAST: dict[str, Any] = {"KNOWLEDGE_BASE_FILLED_ROWS_PER_SECOND": "100000"}

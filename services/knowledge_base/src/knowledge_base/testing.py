@@ -41,6 +41,7 @@ __all__ = [
     "SERVICE_ROLE",
     "Failure",
     "HashEmbedder",
+    "IsometricEmbedder",
     "RunningKnowledgeBase",
     "empty_database",
     "failure_of",
@@ -68,6 +69,7 @@ END $$
 """
 
 _WORD = re.compile(r"\w+")
+_TURN_SEED = 20260501
 
 
 class HashEmbedder:
@@ -99,6 +101,39 @@ class HashEmbedder:
             digest = hashlib.sha256(word.encode()).digest()
             vector[1 + int.from_bytes(digest[:4], "big") % (self.dimensions - 1)] += 1.0
         return vector / np.float32(np.linalg.norm(vector))
+
+
+class IsometricEmbedder:
+    """An `Embedder` for tests that is the exact image of another one in more dimensions.
+
+    The map has orthonormal columns, so all inner products stay as they were: whatever is ranked by
+    them is ranked the same, and a change of the model can be told from one of the quality.
+    `embedded` counts the documents it was asked for.
+
+    Args:
+        inner: whose vectors are turned.
+        dimensions: of the new space, at least as many as the inner one has.
+    """
+
+    def __init__(self, inner: Embedder, dimensions: int = 1024) -> None:
+        self._inner = inner
+        self.model = f"image-of-{inner.model}/{dimensions}"
+        self.dimensions = dimensions
+        shape = (dimensions, inner.dimensions)
+        self._turn = np.linalg.qr(np.random.default_rng(_TURN_SEED).standard_normal(shape))[0]
+        self.embedded = 0
+
+    async def embed_query(self, text: str) -> Vector:
+        """Returns the turned vector of one text."""
+        return self._turned(await self._inner.embed_query(text))
+
+    async def embed_documents(self, texts: Sequence[str]) -> Vector:
+        """Returns the turned vectors, shape [len(texts), dimensions]."""
+        self.embedded += len(texts)
+        return self._turned(await self._inner.embed_documents(texts))
+
+    def _turned(self, vectors: Vector) -> Vector:
+        return np.asarray(vectors.astype(np.float64) @ self._turn.T, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True)
