@@ -50,7 +50,7 @@ def document_message(document: Document) -> lore_pb2.Document:
         chunks=document.chunks,
         ingest_time=stamp(document.ingest_time),
         content_sha256=document.content_sha256.hex(),
-        front_matter=ParseDict(document.front_matter, Struct()),
+        front_matter=ParseDict(dict(document.front_matter), Struct()),
     )
 
 
