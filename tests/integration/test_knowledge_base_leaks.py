@@ -335,7 +335,10 @@ def text_of(message: Message) -> str:
     return f"{message} {message.SerializeToString().decode('latin-1')}"
 
 
-@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize(
+    "hostile",
+    [HOSTILE[0], *(pytest.param(text, marks=pytest.mark.endurance) for text in HOSTILE[1:])],
+)
 async def test_a_canary_of_another_world_comes_out_of_no_rpc_and_no_log(
     running: RunningKnowledgeBase,
     knowledge_base_database: str,
@@ -382,6 +385,7 @@ async def test_a_canary_of_another_world_comes_out_of_no_rpc_and_no_log(
     assert CANARY not in "".join(capfd.readouterr())
 
 
+@pytest.mark.endurance
 async def test_one_worlds_questions_are_not_answered_from_anothers(
     running: RunningKnowledgeBase,
 ) -> None:

@@ -186,6 +186,7 @@ async def test_every_table_of_worlds_is_known_to_forks_exports_and_erasures(
     assert deep == []
 
 
+@pytest.mark.endurance
 async def test_an_unknown_table_of_worlds_is_copied_exported_and_erased(
     running: RunningKnowledgeBase, owner: asyncpg.Connection
 ) -> None:
@@ -285,6 +286,7 @@ async def test_a_world_being_erased_is_gone_for_every_call_at_once(
     await ended(running, first.job.job_id)
 
 
+@pytest.mark.endurance
 async def test_dead_rows_are_gone_from_the_tables_files_when_they_are_rewritten(
     postgres_server: EmbeddedPostgres, postgres_database: str
 ) -> None:

@@ -237,6 +237,7 @@ async def test_an_archived_world_is_read_and_not_written_to(running: RunningKnow
     await record(running, world_id, "again")
 
 
+@pytest.mark.endurance
 async def test_a_repeat_of_what_was_written_before_archiving_is_answered(
     running: RunningKnowledgeBase,
 ) -> None:
@@ -317,6 +318,7 @@ async def test_a_fork_of_many_steps_is_seen_whole_or_not_at_all(
     assert await recalled(running, job.result_world_id) == await recalled(running, source)
 
 
+@pytest.mark.endurance
 async def test_the_name_of_a_fork_is_taken_at_once(running: RunningKnowledgeBase) -> None:
     source = await make_world(running, "Mauk")
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -410,20 +412,21 @@ def broken(
     return copies
 
 
+OFTEN_TRIED = ("cut", "a text changed", "another world's row")
+SELDOM_TRIED = (
+    "a row less",
+    "an unknown column",
+    "an unknown table",
+    "a table that is not exported",
+    "not JSON",
+    "a vector cut",
+    "a newer format",
+)
+
+
 @pytest.mark.parametrize(
     "how",
-    [
-        "cut",
-        "a row less",
-        "a text changed",
-        "another world's row",
-        "an unknown column",
-        "an unknown table",
-        "a table that is not exported",
-        "not JSON",
-        "a vector cut",
-        "a newer format",
-    ],
+    [*OFTEN_TRIED, *(pytest.param(how, marks=pytest.mark.endurance) for how in SELDOM_TRIED)],
 )
 async def test_an_import_that_is_not_whole_leaves_nothing(
     running: RunningKnowledgeBase, knowledge_base_database: str, how: str
@@ -486,6 +489,7 @@ async def test_an_import_embeds_texts_anew_when_its_vectors_are_of_another_model
 # --- jobs -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.endurance
 async def test_jobs_are_listed_newest_first_and_an_ended_one_stays_as_it_ended(
     running: RunningKnowledgeBase,
 ) -> None:

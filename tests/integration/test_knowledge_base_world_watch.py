@@ -136,6 +136,7 @@ async def test_a_watch_resumes_after_any_of_its_messages_at_any_replica(
         assert [change.subject_id for _, change in resumed] == missed
 
 
+@pytest.mark.endurance
 async def test_changes_of_concurrent_writers_are_numbered_in_the_order_they_are_seen(
     running: RunningKnowledgeBase, replica: RunningKnowledgeBase
 ) -> None:
@@ -154,7 +155,7 @@ async def test_changes_of_concurrent_writers_are_numbered_in_the_order_they_are_
     assert {change.subject_id for change in found} == {each for (each,) in recorded}
 
 
-@pytest.mark.parametrize("token", ["0.1", "not a token", f"{uuid.uuid4().hex}.0", "x" * 128])
+@pytest.mark.parametrize("token", ["not a token", f"{uuid.UUID(int=7).hex}.0"])
 async def test_an_unknown_token_is_out_of_range(running: RunningKnowledgeBase, token: str) -> None:
     world_id = await make_world(running)
     assert (await failed(watch(running, world_id, token)))[0] is grpc.StatusCode.OUT_OF_RANGE
@@ -179,6 +180,7 @@ async def test_a_token_older_than_the_log_is_out_of_range(
     assert (await changes(steps, 1))[0][1].number == 3
 
 
+@pytest.mark.endurance
 async def test_the_log_of_a_busy_world_is_bounded(
     running: RunningKnowledgeBase, knowledge_base_database: str
 ) -> None:
@@ -217,6 +219,7 @@ async def test_a_watch_of_an_erased_world_says_so_and_ends(
     assert await failed(steps) == (grpc.StatusCode.NOT_FOUND, "WORLD_NOT_FOUND")
 
 
+@pytest.mark.endurance
 async def test_what_all_worlds_share_is_watched_without_a_world(
     running: RunningKnowledgeBase,
 ) -> None:
