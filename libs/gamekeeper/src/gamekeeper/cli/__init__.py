@@ -11,6 +11,14 @@ from gamekeeper.cli.backups import backup, restore_command, verify_command
 from gamekeeper.cli.capacity import decisions, override, tiers, why
 from gamekeeper.cli.certificates import certs
 from gamekeeper.cli.embeddings import embeddings
+from gamekeeper.cli.concepts import (
+    world_concept,
+    world_concepts,
+    world_contradictions,
+    world_facts,
+    world_graph,
+    world_path,
+)
 from gamekeeper.cli.events import events
 from gamekeeper.cli.failures import EXIT_CODES
 from gamekeeper.cli.fleet import gpus
@@ -112,6 +120,12 @@ world.command("import")(world_import)
 world.command("jobs")(world_jobs)
 world.command("unarchive")(world_unarchive)
 world.command("watch")(world_watch)
+world.command("concepts")(world_concepts)
+world.command("concept")(world_concept)
+world.command("facts")(world_facts)
+world.command("contradictions")(world_contradictions)
+world.command("graph")(world_graph)
+world.command("path")(world_path)
 app.add_typer(world, name="world")
 app.add_typer(embeddings, name="embeddings")
 app.add_typer(events, name="events")
