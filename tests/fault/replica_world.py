@@ -65,7 +65,7 @@ class ReplicaProcess:
     stub: autoscaler_pb2_grpc.AutoscalerServiceAsyncStub
 
     async def status(self) -> pb.GetStatusResponse:
-        return await self.stub.GetStatus(pb.GetStatusRequest(), timeout=30, wait_for_ready=True)
+        return await self.stub.GetStatus(pb.GetStatusRequest(), timeout=80, wait_for_ready=True)
 
     async def leader(self) -> str:
         return (await self.status()).leader_id
@@ -182,7 +182,7 @@ async def until(condition: Callable[[], object], timeout_seconds: float = 60.0) 
             await asyncio.sleep(0.02)
 
 
-async def until_leader(replica: ReplicaProcess, name: str, timeout_seconds: float = 60.0) -> float:
+async def until_leader(replica: ReplicaProcess, name: str, timeout_seconds: float = 80.0) -> float:
     """Wait until a replica sees `name` lead; return how long that took."""
     started = asyncio.get_running_loop().time()
     async with asyncio.timeout(timeout_seconds):

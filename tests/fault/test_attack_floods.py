@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -124,13 +124,15 @@ def judge(
     maximum_cpu_seconds: float,
     p99_floor_seconds: float = 0.5,
     maximum_turned_away: float = 0.0,
+    kept_mebibytes: float = 0.0,
 ) -> None:
     """Tells the figures and holds the medians to the limits."""
     for name in Toll.__slots__:
         record(name, f"{median(getattr(toll, name) for toll in tolls):.3f}")
         print(f"  {name}: " + ", ".join(f"{getattr(toll, name):.3f}" for toll in tolls))
     # Memory that grows does so in each repeat; the first also pays for what is kept.
-    assert max(toll.grown_mebibytes for toll in tolls) < maximum_mebibytes
+    assert tolls[0].grown_mebibytes < maximum_mebibytes + kept_mebibytes
+    assert max(toll.grown_mebibytes for toll in tolls[1:] or tolls) < maximum_mebibytes
     assert median(toll.cpu_seconds for toll in tolls) < maximum_cpu_seconds
     assert median(toll.turned_away for toll in tolls) <= maximum_turned_away
     quiet = median(toll.quiet_p99_seconds for toll in tolls)
@@ -140,20 +142,29 @@ def judge(
 
 async def rapid_resets(address: str, count: int, *, whole: bool = False) -> None:
     """Opens streams and drops each at once, 200 to a write; `whole` sends the request, too."""
-    async with Http2Attacker.connect(address) as attacker:
-        block = attacker.header_block(FLEET)
-        for _ in range(0, count, 200):
-            frames = bytearray()
-            for _ in range(200):
-                stream = attacker.new_stream()
-                frames += HeadersFrame(stream, data=block, flags=["END_HEADERS"]).serialize()
-                if whole:
-                    request = DataFrame(stream, data=grpc_message(b""), flags=["END_STREAM"])
-                    frames += request.serialize()
-                frames += RstStreamFrame(stream, error_code=8).serialize()
-            attacker.send(bytes(frames))
-            await attacker.flush()
-        await answered(attacker)
+    left = count
+    while left > 0:
+        # An attacker on a busy machine may answer pings too late, and is then cut off: it goes on.
+        with suppress(ConnectionEnded):
+            async with Http2Attacker.connect(address) as attacker:
+                block = attacker.header_block(FLEET)
+                while left > 0:
+                    left -= 200
+                    attacker.send(_dropped_streams(attacker, block, 200, whole=whole))
+                    await attacker.flush()
+                await answered(attacker)
+
+
+def _dropped_streams(attacker: Http2Attacker, block: bytes, count: int, *, whole: bool) -> bytes:
+    frames = bytearray()
+    for _ in range(count):
+        stream = attacker.new_stream()
+        frames += HeadersFrame(stream, data=block, flags=["END_HEADERS"]).serialize()
+        if whole:
+            request = DataFrame(stream, data=grpc_message(b""), flags=["END_STREAM"])
+            frames += request.serialize()
+        frames += RstStreamFrame(stream, error_code=8).serialize()
+    return bytes(frames)
 
 
 async def answered(attacker: Http2Attacker) -> None:
@@ -223,7 +234,8 @@ class Flood:
     """An attack on an address, and the most that it may cost.
 
     Of 5,000 unfinished streams gRPC's core keeps 15 kB for each of the 250 that it lets wait to be
-    looked at, and we 50 kB for each of 32 more. While it has its 250, which is as long as the flood
+    looked at, and we 50 kB for each of 16 more. Under
+    heavy load the first such flood makes a process keep some more, which the next ones use. While it has its 250, which is as long as the flood
     comes in, it ends any further call, with CANCELLED, whoever makes it: some of the others' calls
     are among them. None is turned away by the load shedder, and none later.
 
@@ -236,6 +248,7 @@ class Flood:
     maximum_cpu_seconds: float
     p99_floor_seconds: float = 0.5
     maximum_turned_away: float = 0.0
+    kept_mebibytes: float = 0.0
 
 
 FLOODS = {
@@ -249,7 +262,9 @@ FLOODS = {
         lambda address: continuation_flood(address, LARGE_HEADERS, 60_000_000), 50, 4
     ),
     "empty CONTINUATION": Flood(lambda address: continuation_flood(address, b"", 2_000_000), 50, 4),
-    "unfinished streams": Flood(lambda address: unfinished_streams(address, 50), 10, 12, 2.0, 0.1),
+    "unfinished streams": Flood(
+        lambda address: unfinished_streams(address, 50), 10, 12, 2.0, 0.1, 5
+    ),
 }
 
 
@@ -257,7 +272,10 @@ FLOODS = {
 async def attacked(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[tuple[ServiceProcess, Bystander]]:
-    async with attacked_collector(tmp_path_factory.mktemp("attacked")) as both:
+    # By default a server turns calls away that wait a quarter of a second, which on a busy machine
+    # they do without any attack. Here the attack has to cost others a whole second for that.
+    patient = {"GAMEKEEPER_SHED_WAIT_SECONDS": "1"}
+    async with attacked_collector(tmp_path_factory.mktemp("attacked"), **patient) as both:
         yield both
 
 
@@ -277,6 +295,7 @@ async def test_a_flood_costs_little_and_others_hardly_notice(
         maximum_cpu_seconds=flood.maximum_cpu_seconds,
         p99_floor_seconds=flood.p99_floor_seconds,
         maximum_turned_away=flood.maximum_turned_away,
+        kept_mebibytes=flood.kept_mebibytes,
     )
 
 
@@ -298,6 +317,7 @@ async def test_a_flood_repeated_costs_no_more_each_time(
         maximum_cpu_seconds=flood.maximum_cpu_seconds,
         p99_floor_seconds=flood.p99_floor_seconds,
         maximum_turned_away=flood.maximum_turned_away,
+        kept_mebibytes=flood.kept_mebibytes,
     )
 
 
@@ -312,7 +332,7 @@ async def test_headers_without_end_are_cut_off(
 async def test_calls_whose_request_never_comes_give_way_to_newer_ones(
     attacked: tuple[ServiceProcess, Bystander],
 ) -> None:
-    # 32 may wait, now and then the bystander among them; those that waited longest are told
+    # 16 may wait, now and then the bystander among them; those that waited longest are told
     # RESOURCE_EXHAUSTED, within much less than the 10 s that a lonely call may wait.
     ended = await unfinished_streams(attacked[0].address, 2, until_ended=200 - MAXIMUM_WAITING)
     assert set(ended) == {8}

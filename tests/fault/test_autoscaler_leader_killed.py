@@ -58,5 +58,5 @@ async def test_a_leader_that_ends_in_order_gives_the_lead_away_at_once(world: Re
     second = await world.spawn("second")
     await until_leader(second, "first")
     first.process.send_signal(signal.SIGTERM)
-    await until_leader(second, "second", timeout_seconds=15.0)
+    await until_leader(second, "second", timeout_seconds=25.0)
     assert await first.process.wait() == 0

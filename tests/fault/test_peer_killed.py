@@ -23,7 +23,11 @@ from servicekit.watching import watch
 
 CALLERS = 40
 STREAMS = 3
-QUICK_HEARTBEAT = {"GPU_METRICS_HEARTBEAT_SECONDS": "0.2"}
+QUICK_HEARTBEAT = {
+    "GPU_METRICS_HEARTBEAT_SECONDS": "0.2",
+    # Calls that a busy machine keeps waiting are not to be turned away: here it is who answers.
+    "GAMEKEEPER_SHED_WAIT_SECONDS": "60",
+}
 
 
 @dataclass(slots=True)
