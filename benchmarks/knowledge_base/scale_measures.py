@@ -145,7 +145,7 @@ async def measure_rpc(
     """
     async with _service(scale) as stub:
         started = time.perf_counter()
-        async for _ in stub.IngestDocuments(_lore(), timeout=10 * _CALL_SECONDS):
+        async for _ in stub.IngestDocuments(iter(_lore()), timeout=10 * _CALL_SECONDS):
             pass
         ingest_seconds = time.perf_counter() - started
         asked = (

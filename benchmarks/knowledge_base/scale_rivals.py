@@ -31,8 +31,8 @@ from knowledge_base.ports import RequestKey, Vector
 
 __all__ = ["Comparison", "measure_rivals"]
 
-_ROUNDS = 12
-_SEARCHES_A_ROUND = 10
+_ROUNDS = 8
+_SEARCHES_A_ROUND = 8
 _STATEMENT_SECONDS = 600.0
 _READ = """
 SELECT event_id::text AS id, text, embedding FROM knowledge_base.story_events
@@ -121,7 +121,7 @@ async def _against_langchain(
             own += each
             theirs += answer.each_seconds
     return Comparison(
-        f"{mode} in worlds of {name}", "LangChain", *(_median_ms(each) for each in (own, theirs))
+        f"{mode} in worlds of {name}", "LangChain", _median_ms(own), _median_ms(theirs)
     )
 
 
@@ -141,7 +141,8 @@ async def _against_txtai(
     return Comparison(
         f"{mode} in a world of {world.events:,}",
         "txtai",
-        *(_median_ms(each) for each in (own, theirs)),
+        _median_ms(own),
+        _median_ms(theirs),
         note="txtai holds this world alone, and is approximate",
     )
 

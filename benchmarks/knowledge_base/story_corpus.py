@@ -149,7 +149,7 @@ class Corpus:
         rng = np.random.default_rng(_SEED + 2)
         rng.shuffle(order)
         told = [0] * len(worlds)
-        for index in order:
+        for index in order.tolist():
             world = worlds[index]
             count = min(_SESSION_EVENTS, world.events - told[index])
             yield self._session(world, told[index], count, rng)
