@@ -353,7 +353,7 @@ async def test_recency_counts_in_story_time_and_importance_counts(
         assert [item.event.importance for item in found] == [0.5, 1.0, 0.5]
         for item in found:
             assert item.score == pytest.approx(
-                0.7 * item.relevance + 0.15 * item.recency + 0.15 * item.event.importance
+                0.9 * item.relevance + 0.05 * item.recency + 0.05 * item.event.importance
             )
         # Seen from an earlier moment, that moment's latest event is the present.
         earlier = await recall(running, world, "same", end_time=stamp(latest))

@@ -237,9 +237,9 @@ class RecallParameters:
     docs/retrieval.md for what each is worth.
     """
 
-    relevance_weight: float = 0.7
-    recency_weight: float = 0.15
-    importance_weight: float = 0.15
+    relevance_weight: float = 0.9
+    recency_weight: float = 0.05
+    importance_weight: float = 0.05
     half_life_hours: float = math.log(0.5) / math.log(_HOURLY_DECAY)
     k1: float = 0.5
     before_weight: float = 0.5
