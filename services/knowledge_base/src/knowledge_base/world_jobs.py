@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import structlog
 
@@ -158,8 +159,7 @@ class WorldJobs:
 
     async def _every(self, pause_seconds: float, step: Callable[[], Awaitable[None]]) -> None:
         while True:
-            with suppress(Unavailable):  # tried again after the pause
-                await step()
+            await _tried(step)
             # A job submitted here need not wait for the pause to end.
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_seconds):
@@ -199,8 +199,9 @@ class WorldJobs:
     async def _forget_old(self) -> None:
         while True:
             now = self._clock.now()
-            with suppress(Unavailable):  # the next hour will do
-                await self._store.forget_old(now - self._change_retention, now - _KEPT_JOBS)
+            await _tried(
+                partial(self._store.forget_old, now - self._change_retention, now - _KEPT_JOBS)
+            )
             await self._clock.sleep(_FORGET_EVERY_SECONDS)
 
     def _forget_texts(self) -> None:
@@ -209,3 +210,13 @@ class WorldJobs:
 
     def _key(self, request_id: uuid.UUID, method: str, content: dict[str, Json]) -> RequestKey:
         return RequestKey(request_id, fingerprint(method, content), self._clock.now())
+
+
+async def _tried(step: Callable[[], Awaitable[None]]) -> None:
+    """Does a step that is done again later, so that its failure need not take the service down."""
+    try:
+        await step()
+    except Unavailable:
+        log.debug("world_upkeep_put_off", reason="database away")
+    except Exception:  # what else may come of a database that is not as it should be
+        log.exception("world_upkeep_failed")
