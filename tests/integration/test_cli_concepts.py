@@ -6,9 +6,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 import pytest
-from click.testing import Result
 from google.protobuf.timestamp_pb2 import Timestamp
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from gamekeeper.cli import app
 from gaming.knowledge_base.v1 import concepts_pb2, facts_pb2, worlds_pb2
