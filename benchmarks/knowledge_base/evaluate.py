@@ -211,7 +211,7 @@ def gate(judged: Sequence[Judged], *, accept: bool) -> bool:
     if accept:
         _REFERENCE.write_text(json.dumps(present, indent=2) + "\n", encoding="utf-8")
     reference = json.loads(_REFERENCE.read_text(encoding="utf-8"))
-    holds = present["ndcg@10"] >= reference["ndcg@10"] - _ALLOWED_DROP
+    holds = bool(present["ndcg@10"] >= reference["ndcg@10"] - _ALLOWED_DROP)
     print(
         f"nDCG@10 {present['ndcg@10']:.3f}, reference {reference['ndcg@10']:.3f}, "
         f"allowed drop {_ALLOWED_DROP}: {'held' if holds else 'NOT HELD'}"
