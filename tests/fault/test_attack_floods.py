@@ -234,10 +234,10 @@ class Flood:
     """An attack on an address, and the most that it may cost.
 
     Of 5,000 unfinished streams gRPC's core keeps 15 kB for each of the 250 that it lets wait to be
-    looked at, and we 50 kB for each of 16 more. Under
-    heavy load the first such flood makes a process keep some more, which the next ones use. While it has its 250, which is as long as the flood
-    comes in, it ends any further call, with CANCELLED, whoever makes it: some of the others' calls
-    are among them. None is turned away by the load shedder, and none later.
+    looked at, and we 50 kB for each of 16 more. On a machine with more to do than it can, the first
+    such flood makes a process keep some more memory, which the next ones use. While the core has
+    its 250, which is as long as the flood comes in, it ends any further call, with CANCELLED,
+    whoever makes it: some of the others' calls are among them.
 
     The CPU limits are for a machine that is busy otherwise; what gRPC without our settings takes
     for PINGs is above 15 s.

@@ -16,7 +16,7 @@ __all__ = ["ARRIVAL_SECONDS", "MAXIMUM_WAITING", "MAXIMUM_WAITING_STREAMS", "Arr
 ARRIVAL_SECONDS = 10.0
 """How long a first message may take: the largest, 1 MiB, over 1 Mbit/s takes 8.4 s."""
 
-MAXIMUM_WAITING = 32
+MAXIMUM_WAITING = 16
 """How many calls with a single request may wait: of 1,000 made at once by clients that send headers
 and message together, no more than 3 were seen to wait at a time. Each costs some 50 kB."""
 
