@@ -341,9 +341,5 @@ async def test_what_stands_without_each_service_in_every_phase_and_how_soon_it_i
         if each.service != "ai_router" and each.began > warm:
             share = probes.answered_share(each.began, each.back)
             assert share is None or share > 0.5, each
-    slow = [
-        each
-        for each in outages
-        if each.back - each.began >= BACK_SECONDS * each.crowding
-    ]
+    slow = [each for each in outages if each.back - each.began >= BACK_SECONDS * each.crowding]
     assert slow == []

@@ -123,7 +123,7 @@ def test_data_password_and_database_survive_a_restart(empty_directory: Path) -> 
 
 
 def test_a_start_on_existing_data_takes_less_than_a_second(directory: Path) -> None:
-    seconds = []
+    seconds: list[float] = []
     while min(seconds, default=1.0) >= 1.0 and len(seconds) < 10:  # the machine may be busy
         began = time.monotonic()
         with EmbeddedPostgres(directory):

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from gaming.knowledge_base.v1 import concepts_pb2, lore_pb2
 from knowledge_base.testing import (
@@ -187,8 +188,9 @@ async def test_front_matter_is_given_back(running: RunningKnowledgeBase) -> None
     await ingest(running, [("people.md", PEOPLE.encode())])
     request = lore_pb2.GetDocumentRequest(collection="lore", path="people.md")
     answer = await running.stub.GetDocument(request, timeout=TIMEOUT_SECONDS)
-    assert answer.document.front_matter["version"] == "1.10"
-    assert answer.document.front_matter["concepts"][0]["name"] == "Sabeth Onn"
+    front_matter = MessageToDict(answer.document.front_matter)
+    assert front_matter["version"] == "1.10"
+    assert front_matter["concepts"][0]["name"] == "Sabeth Onn"
     assert list(answer.concepts) == ["Black Ledger", "Sabeth Onn", "The Ledger House"]
     listed = await running.stub.ListDocuments(
         lore_pb2.ListDocumentsRequest(), timeout=TIMEOUT_SECONDS

@@ -258,7 +258,10 @@ async def test_every_table_of_a_world_is_protected_and_not_the_services(
         " (SELECT * FROM pg_roles WHERE rolname = current_user) r"
         " WHERE n.nspname = 'knowledge_base' AND c.relkind = 'r'"
     )
-    assert {row["relname"] for row in rows if row["relrowsecurity"]} == {*WORLD_TABLES, *SELDOM_FILLED_TABLES}
+    assert {row["relname"] for row in rows if row["relrowsecurity"]} == {
+        *WORLD_TABLES,
+        *SELDOM_FILLED_TABLES,
+    }
     for row in rows:
         assert not any((row["owns"], row["rolsuper"], row["rolbypassrls"]))
     # A table with a world in it that somebody adds later must be protected too.

@@ -154,7 +154,16 @@ def compose(
         PostgresEmbeddingModels(database), models, clock, rows_per_second=filled_rows_per_second
     )
     servicer = KnowledgeBaseServicer(
-        ingest, search, memory, concepts, facts, graph, subscriptions, models, change, worlds,
+        ingest=ingest,
+        search=search,
+        memory=memory,
+        concepts=concepts,
+        facts=facts,
+        graph=graph,
+        subscriptions=subscriptions,
+        models=models,
+        embedding_change=change,
+        worlds=worlds,
         context=ContextBuilder(
             search, memory, PostgresContextConcepts(database), token_counter or ByteTokenCounter()
         ),

@@ -45,6 +45,7 @@ class KnowledgeBaseServicer(
 
     def __init__(
         self,
+        *,
         ingest: LoreIngest,
         search: LoreSearch,
         memory: WorldMemory,

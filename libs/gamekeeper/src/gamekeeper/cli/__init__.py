@@ -10,7 +10,6 @@ from gamekeeper.cli.ask import ask
 from gamekeeper.cli.backups import backup, restore_command, verify_command
 from gamekeeper.cli.capacity import decisions, override, tiers, why
 from gamekeeper.cli.certificates import certs
-from gamekeeper.cli.embeddings import embeddings
 from gamekeeper.cli.concepts import (
     world_concept,
     world_concepts,
@@ -19,6 +18,7 @@ from gamekeeper.cli.concepts import (
     world_graph,
     world_path,
 )
+from gamekeeper.cli.embeddings import embeddings
 from gamekeeper.cli.events import events
 from gamekeeper.cli.failures import EXIT_CODES
 from gamekeeper.cli.fleet import gpus

@@ -29,8 +29,10 @@ _ERRORS: dict[str | None, tuple[type[ServiceError], str]] = {
     "KB014": (EmbeddingModelActive, "This embedding model is the active one already."),
     "KB015": (
         StoredVectorsDiffer,
-        ("The stored vectors have another number of dimensions than the embedding model of the "
-        "settings, and no model is on record for them."),
+        (
+            "The stored vectors have another number of dimensions than the embedding model of the "
+            "settings, and no model is on record for them."
+        ),
     ),
 }
 

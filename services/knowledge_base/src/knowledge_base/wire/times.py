@@ -7,7 +7,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from servicekit.errors import FieldViolation, InvalidRequest
 
-__all__ = ["optional_time", "stamp"]
+__all__ = ["optional_stamp", "optional_time", "stamp"]
 
 
 def optional_time(message: Any, field: str, path: str = "") -> datetime | None:
@@ -33,3 +33,8 @@ def stamp(moment: datetime) -> Timestamp:
     stamp = Timestamp()
     stamp.FromDatetime(moment)
     return stamp
+
+
+def optional_stamp(moment: datetime | None) -> Timestamp | None:
+    """Returns a moment; None, so an unset field, when there is none."""
+    return None if moment is None else stamp(moment)

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from gaming.knowledge_base.v1 import world_jobs_pb2 as pb
 from knowledge_base.domain.worlds import Job, JobKind, JobState
-from knowledge_base.wire.times import stamp
+from knowledge_base.wire.times import optional_stamp, stamp
 
 __all__ = ["job_message"]
 
@@ -27,8 +27,8 @@ def job_message(job: Job, backups_gone_time: datetime) -> pb.Job:
     erasure = None
     if job.kind is JobKind.ERASE:
         erasure = pb.ErasureReport(
-            rows_gone_time=job.rows_gone_time and stamp(job.rows_gone_time),
-            storage_gone_time=job.storage_gone_time and stamp(job.storage_gone_time),
+            rows_gone_time=optional_stamp(job.rows_gone_time),
+            storage_gone_time=optional_stamp(job.storage_gone_time),
             backups_gone_time=stamp(backups_gone_time),
         )
     world_id = job.target_id if job.kind is JobKind.IMPORT else job.source_id
@@ -42,7 +42,7 @@ def job_message(job: Job, backups_gone_time: datetime) -> pb.Job:
         total_rows=job.total_rows,
         create_time=stamp(job.create_time),
         update_time=stamp(job.update_time),
-        end_time=job.end_time and stamp(job.end_time),
+        end_time=optional_stamp(job.end_time),
         failure_reason=job.failure_reason if job.state is JobState.FAILED else "",
         erasure=erasure,
     )

@@ -5,7 +5,7 @@ import uuid
 from gaming.knowledge_base.v1 import worlds_pb2
 from knowledge_base.domain.memory import World
 from knowledge_base.domain.text import SHARED_WORLD
-from knowledge_base.wire.times import stamp
+from knowledge_base.wire.times import optional_stamp, stamp
 
 __all__ = ["world_id_text", "world_message"]
 
@@ -23,5 +23,5 @@ def world_message(world: World) -> worlds_pb2.World:
         description=world.description,
         create_time=stamp(world.create_time),
         event_count=world.event_count,
-        archive_time=world.archive_time and stamp(world.archive_time),
+        archive_time=optional_stamp(world.archive_time),
     )
