@@ -199,7 +199,8 @@ def test_every_request_about_a_world_names_it_where_the_limit_looks() -> None:
     charged = 0
     for service in knowledge_base_pb2.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
-            if names_world(method.input_type):
+            # A stream of requests is one call, charged to its caller before any of them is read.
+            if names_world(method.input_type) and not method.client_streaming:
                 assert "world_id" in method.input_type.fields_by_name, method.full_name
                 charged += 1
     assert charged >= 10
