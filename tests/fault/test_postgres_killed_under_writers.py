@@ -23,6 +23,7 @@ KILLS = 3
 WRITES_BETWEEN_KILLS = 60
 CALL_TIMEOUT_SECONDS = 5
 RECOVERY_SECONDS = 5.0
+PAUSE_SECONDS = 0.02
 RETRYABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -81,6 +82,9 @@ class Writer:
                 if error.code() not in RETRYABLE:
                     raise
                 self.repeats += 1
+                # Refused at once while the database is away: a caller that did not pause here would
+                # use up its world's rate limit instead.
+                await asyncio.sleep(PAUSE_SECONDS)
 
 
 async def test_no_acknowledged_write_is_lost_and_none_is_there_twice(

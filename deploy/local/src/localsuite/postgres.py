@@ -33,6 +33,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+import psutil
 import structlog
 
 from localsuite._postgres_errors import (
@@ -219,12 +220,14 @@ class EmbeddedPostgres:
         Its sockets stay open: connections are taken and nothing is answered, until `thaw`.
         """
         for process in live_processes(self.cluster):
-            process.suspend()
+            with contextlib.suppress(psutil.NoSuchProcess):  # a session that has just ended
+                process.suspend()
 
     def thaw(self) -> None:
         """Lets a frozen server go on."""
         for process in live_processes(self.cluster):
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):  # as above
+                process.resume()
 
     def __enter__(self) -> Self:
         return self.start()
