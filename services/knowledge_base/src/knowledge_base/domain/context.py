@@ -234,8 +234,20 @@ def _rank(
         return candidate.score * options.weights.get(candidate.source, 1.0)
 
     wanted = [each for each in candidates if options.limits.get(each.source, 1.0) > 0]
-    # Equal scores are told apart by what does not depend on the order of arrival.
-    wanted.sort(key=lambda each: (-score(each), _PLACES[each.source], each.key, each.text))
+    # Equal scores are told apart by everything else, so that the order of arrival never matters.
+    wanted.sort(
+        key=lambda each: (
+            -score(each),
+            _PLACES[each.source],
+            each.key,
+            each.text,
+            -1.0 if each.relevance is None else each.relevance,
+            each.section,
+            each.reference,
+            each.citation,
+            repr(each.place),
+        )
+    )
     first: dict[str, ContextCandidate] = {}
     for candidate in wanted:
         if candidate.text.strip():
