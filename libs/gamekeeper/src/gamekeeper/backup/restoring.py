@@ -117,7 +117,24 @@ def restore_embedded(
 def _extract(archive: Path, target: Path) -> None:
     try:
         with tarfile.open(archive) as files:
-            files.extractall(target, filter="data")
+            for member in files:
+                path = PurePosixPath(member.name)
+                # Not left to tarfile's filters, which Python has since 3.11.4 only.
+                if (
+                    not (member.isreg() or member.isdir())
+                    or path.is_absolute()
+                    or ".." in path.parts
+                ):
+                    raise BackupError(f"{archive} holds {member.name}, which no backup holds")
+                place = target / path
+                if member.isdir():
+                    place.mkdir(exist_ok=True, parents=True)
+                    continue
+                place.parent.mkdir(exist_ok=True, parents=True)
+                content = files.extractfile(member)
+                if content is not None:  # it is a file, checked above
+                    with content, place.open("wb") as file:
+                        shutil.copyfileobj(content, file, _READ_BYTES)
     except FileNotFoundError:
         raise BackupError(f"{archive} is missing; this backup cannot be restored") from None
     except (tarfile.TarError, EOFError) as error:
