@@ -118,7 +118,7 @@ def _extract(archive: Path, target: Path) -> None:
     try:
         with tarfile.open(archive) as files:
             for member in files:
-                path = PurePosixPath(member.name)
+                name = PurePosixPath(member.name)
                 # Not left to tarfile's filters, which Python has since 3.11.4 only.
                 if (
                     not (member.isreg() or member.isdir())
@@ -126,7 +126,7 @@ def _extract(archive: Path, target: Path) -> None:
                     or ".." in path.parts
                 ):
                     raise BackupError(f"{archive} holds {member.name}, which no backup holds")
-                place = target / path
+                place = target / name
                 if member.isdir():
                     place.mkdir(exist_ok=True, parents=True)
                     continue
