@@ -122,8 +122,8 @@ def _extract(archive: Path, target: Path) -> None:
                 # Not left to tarfile's filters, which Python has since 3.11.4 only.
                 if (
                     not (member.isreg() or member.isdir())
-                    or path.is_absolute()
-                    or ".." in path.parts
+                    or name.is_absolute()
+                    or ".." in name.parts
                 ):
                     raise BackupError(f"{archive} holds {member.name}, which no backup holds")
                 place = target / name
