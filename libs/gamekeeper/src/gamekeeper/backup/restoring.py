@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -137,7 +139,7 @@ def _extract(archive: Path, target: Path) -> None:
                         shutil.copyfileobj(content, file, _READ_BYTES)
     except FileNotFoundError:
         raise BackupError(f"{archive} is missing; this backup cannot be restored") from None
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BackupError(f"{archive} is damaged: {error}") from error
     for path in (target, *target.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)

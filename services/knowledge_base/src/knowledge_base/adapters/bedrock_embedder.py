@@ -122,8 +122,11 @@ class BedrockEmbedder:
             async with asyncio.TaskGroup() as group:
                 for row in range(len(texts)):
                     group.create_task(embed(row))
-        except* (EmbeddingUnavailable, EmbeddingRefused) as errors:
-            raise errors.exceptions[0] from None
+        except ExceptionGroup as errors:
+            told = errors.subgroup((EmbeddingUnavailable, EmbeddingRefused))
+            if told is None:
+                raise
+            raise told.exceptions[0] from None
         return vectors
 
     async def _embed(self, text: str) -> Vector:
