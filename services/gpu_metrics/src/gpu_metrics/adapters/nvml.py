@@ -133,11 +133,12 @@ class _Gpu:
             reading = self._worker.call(lambda: _read_figures(handle, figures))
             await asyncio.wait({reading}, timeout=timeout_seconds)
         read = dict(figures)
+        readings: dict[str, Any] = {name: read.get(name, missing) for name in _FIGURES}
         return GpuReading(
             gpu_uuid=self.found.uuid,
             index=self.found.index,
             product_name=self.found.product_name,
-            **{name: read.get(name, missing) for name in _FIGURES},
+            **readings,
         )
 
     def close(self) -> None:

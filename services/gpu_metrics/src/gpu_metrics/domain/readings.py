@@ -5,14 +5,18 @@ such as 0 or NaN. The enum numbers are those of `gaming.gpu_metrics.v1` and
 `gaming.common.v1.Tier`, so that the wire mapping needs no tables.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import Enum
 from typing import TypeAlias
 
+from gpu_metrics.domain.gpu_events import GpuEvent
 from gpu_metrics.domain.histogram import Histogram
+from gpu_metrics.domain.processes import ProcessReading
+from gpu_metrics.domain.samples import AgentCost, SampleSeries
 
 __all__ = [
+    "GPU_FIGURES",
     "CountReading",
     "GpuReading",
     "HistogramReading",
@@ -37,6 +41,8 @@ class MissingReason(Enum):
     PERMISSION = 4
     MALFORMED = 5
     UNREACHABLE = 6
+    HUNG = 7
+    STALE = 8
 
 
 class Tier(Enum):
@@ -75,7 +81,11 @@ def known(reading: CountReading) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuReading:
-    """One GPU at one moment; every figure is a value or the reason it is missing."""
+    """One GPU at one moment; every figure is a value or the reason it is missing.
+
+    `driver_epoch` names the driver's run: totals and energy of different epochs must not be
+    subtracted from each other. 0 is an unknown one.
+    """
 
     gpu_uuid: str
     index: int
@@ -87,6 +97,22 @@ class GpuReading:
     energy_millijoules: CountReading = MissingReason.NOT_TOLD
     temperature_celsius: CountReading = MissingReason.NOT_TOLD
     sm_clock_megahertz: CountReading = MissingReason.NOT_TOLD
+    peak_utilization_permille: CountReading = MissingReason.NOT_TOLD
+    memory_utilization_permille: CountReading = MissingReason.NOT_TOLD
+    memory_clock_megahertz: CountReading = MissingReason.NOT_TOLD
+    memory_temperature_celsius: CountReading = MissingReason.NOT_TOLD
+    clock_event_reasons: CountReading = MissingReason.NOT_TOLD
+    power_limit_milliwatts: CountReading = MissingReason.NOT_TOLD
+    pcie_transmit_bytes_per_second: CountReading = MissingReason.NOT_TOLD
+    pcie_receive_bytes_per_second: CountReading = MissingReason.NOT_TOLD
+    pcie_replays_total: CountReading = MissingReason.NOT_TOLD
+    ecc_corrected_total: CountReading = MissingReason.NOT_TOLD
+    ecc_uncorrected_total: CountReading = MissingReason.NOT_TOLD
+    driver_epoch: int = 0
+
+
+GPU_FIGURES = tuple(field.name for field in fields(GpuReading) if field.type == CountReading)
+"""The fields of a `GpuReading` that are a value or a reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +137,11 @@ class ModelServerReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The machine an agent runs on; `interruption_time` is set once a Spot notice was given."""
+    """The machine an agent runs on.
+
+    `interruption_time` is set once a Spot notice was given, `rebalance_time` once the cloud
+    recommended to move elsewhere.
+    """
 
     host_id: str
     instance_type: str = ""
@@ -119,6 +149,9 @@ class Host:
     purchase_option: PurchaseOption = PurchaseOption.UNKNOWN
     interruption_time: datetime | None = None
     simulated: bool = False
+    rebalance_time: datetime | None = None
+    ecs_cluster: str = ""
+    driver_version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +159,10 @@ class HostReport:
     """One report of one agent run.
 
     `sequence` counts from 1 within `boot_id`; `leaving` says that the agent stops on purpose.
+    `monotonic_microseconds` is the host's monotonic clock at `sample_time`, 0 when unknown.
+    `series` are the samples since the report before, `events` those of the journal `journal_id`
+    that the collector lacks, in order. A report that is `events_only` says nothing of readings,
+    and its sequence means nothing.
     """
 
     host: Host
@@ -135,3 +172,10 @@ class HostReport:
     gpus: tuple[GpuReading, ...] = ()
     servers: tuple[ModelServerReading, ...] = ()
     leaving: bool = False
+    monotonic_microseconds: int = 0
+    series: tuple[SampleSeries, ...] = ()
+    events: tuple[GpuEvent, ...] = ()
+    journal_id: str = ""
+    events_only: bool = False
+    processes: ProcessReading | None = None
+    cost: AgentCost | None = None

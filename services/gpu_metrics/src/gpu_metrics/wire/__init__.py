@@ -5,11 +5,9 @@ never taken for 0 because an agent forgot to say why it has none.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from gaming.common.v1 import tier_pb2
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2
@@ -17,6 +15,7 @@ from gpu_metrics.domain.aggregate import TierAggregate
 from gpu_metrics.domain.histogram import Histogram
 from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.readings import (
+    GPU_FIGURES,
     CountReading,
     GpuReading,
     HistogramReading,
@@ -27,6 +26,15 @@ from gpu_metrics.domain.readings import (
     ModelServerState,
     PurchaseOption,
     Tier,
+)
+from gpu_metrics.wire.events import event_from_message, event_message
+from gpu_metrics.wire.moments import moment, timestamp
+from gpu_metrics.wire.processes import processes_from_message, processes_message
+from gpu_metrics.wire.samples import (
+    cost_from_message,
+    cost_message,
+    series_from_message,
+    series_message,
 )
 
 __all__ = [
@@ -40,15 +48,6 @@ __all__ = [
     "timestamp",
 ]
 
-_GPU_FIGURES = (
-    "utilization_permille",
-    "memory_used_bytes",
-    "memory_total_bytes",
-    "power_milliwatts",
-    "energy_millijoules",
-    "temperature_celsius",
-    "sm_clock_megahertz",
-)
 _SERVER_FIGURES = (
     "running_requests",
     "waiting_requests",
@@ -59,17 +58,6 @@ _SERVER_FIGURES = (
 )
 _SERVER_HISTOGRAMS = ("time_to_first_token", "inter_token_latency")
 _REASONS = {reason.value: reason for reason in MissingReason}
-
-
-def timestamp(moment: datetime) -> Timestamp:
-    """Return an aware moment as a Timestamp."""
-    message = Timestamp()
-    message.FromDatetime(moment)
-    return message
-
-
-def _moment(message: Timestamp) -> datetime:
-    return message.ToDatetime(tzinfo=UTC)
 
 
 def tiers_from_message(tiers: Iterable[tier_pb2.Tier.ValueType]) -> frozenset[Tier]:
@@ -83,10 +71,19 @@ def report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostRe
         host=_host(message.host),
         boot_id=message.boot_id,
         sequence=message.sequence,
-        sample_time=_moment(message.sample_time),
+        sample_time=moment(message.sample_time),
         gpus=tuple(_gpu(gpu) for gpu in message.gpus),
         servers=tuple(_server(server) for server in message.servers),
         leaving=message.leaving,
+        monotonic_microseconds=message.monotonic_microseconds,
+        series=tuple(series_from_message(series) for series in message.series),
+        events=tuple(event_from_message(event) for event in message.events),
+        journal_id=message.journal_id,
+        events_only=message.events_only,
+        processes=(
+            processes_from_message(message.processes) if message.HasField("processes") else None
+        ),
+        cost=cost_from_message(message.cost) if message.HasField("cost") else None,
     )
 
 
@@ -97,9 +94,14 @@ def _host(message: fleet_pb2.Host) -> Host:
         availability_zone=message.availability_zone,
         purchase_option=PurchaseOption(message.purchase_option),
         interruption_time=(
-            _moment(message.interruption_time) if message.HasField("interruption_time") else None
+            moment(message.interruption_time) if message.HasField("interruption_time") else None
         ),
         simulated=message.simulated,
+        rebalance_time=(
+            moment(message.rebalance_time) if message.HasField("rebalance_time") else None
+        ),
+        ecs_cluster=message.ecs_cluster,
+        driver_version=message.driver_version,
     )
 
 
@@ -124,7 +126,8 @@ def _gpu(message: fleet_pb2.GpuSample) -> GpuReading:
         gpu_uuid=message.gpu_uuid,
         index=message.index,
         product_name=message.product_name,
-        **_figures(present, _reasons(present), _GPU_FIGURES),
+        driver_epoch=message.driver_epoch,
+        **_figures(present, _reasons(present), GPU_FIGURES),
     )
 
 
@@ -166,6 +169,13 @@ def report_message(report: HostReport) -> gpu_metrics_pb2.StreamReportsRequest:
         gpus=[_gpu_message(gpu) for gpu in report.gpus],
         servers=[server_message(server) for server in report.servers],
         leaving=report.leaving,
+        monotonic_microseconds=report.monotonic_microseconds,
+        series=[series_message(series) for series in report.series],
+        events=[event_message(event) for event in report.events],
+        journal_id=report.journal_id,
+        events_only=report.events_only,
+        processes=processes_message(report.processes) if report.processes is not None else None,
+        cost=cost_message(report.cost) if report.cost is not None else None,
     )
 
 
@@ -180,14 +190,20 @@ def host_message(host: Host) -> fleet_pb2.Host:
             timestamp(host.interruption_time) if host.interruption_time is not None else None
         ),
         simulated=host.simulated,
+        rebalance_time=timestamp(host.rebalance_time) if host.rebalance_time is not None else None,
+        ecs_cluster=host.ecs_cluster,
+        driver_version=host.driver_version,
     )
 
 
 def _gpu_message(gpu: GpuReading) -> fleet_pb2.GpuSample:
     message = fleet_pb2.GpuSample(
-        gpu_uuid=gpu.gpu_uuid, index=gpu.index, product_name=gpu.product_name
+        gpu_uuid=gpu.gpu_uuid,
+        index=gpu.index,
+        product_name=gpu.product_name,
+        driver_epoch=gpu.driver_epoch,
     )
-    _put_figures(message, gpu, _GPU_FIGURES)
+    _put_figures(message, gpu, GPU_FIGURES)
     return message
 
 

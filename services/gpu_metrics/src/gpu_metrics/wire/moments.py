@@ -1,0 +1,19 @@
+"""Points in time as the protocol has them."""
+
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+__all__ = ["moment", "timestamp"]
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """Return an aware moment as a Timestamp."""
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def moment(message: Timestamp) -> datetime:
+    """Return a Timestamp as an aware moment, in UTC."""
+    return message.ToDatetime(tzinfo=UTC)
