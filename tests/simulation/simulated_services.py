@@ -44,7 +44,7 @@ from autoscaler.ports import Stores
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
 from gpu_metrics.feed import FleetFeed
-from gpu_metrics.servicer import GpuMetricsServicer
+from gpu_metrics.servicers import GpuMetricsServicer
 from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import NewEvent, RecallParameters, RecallQuery
 from knowledge_base.memory import WorldMemory

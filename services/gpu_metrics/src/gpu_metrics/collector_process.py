@@ -10,7 +10,7 @@ from gpu_metrics.config import COLLECTOR_DEFAULT_ADDRESS, CollectorSettings
 from gpu_metrics.domain.fleet import FleetView
 from gpu_metrics.feed import FleetFeed
 from gpu_metrics.publisher import AggregatePublisher
-from gpu_metrics.servicer import registrations
+from gpu_metrics.servicers import registrations
 from messaging.service_bus import open_publisher, say_what_is_joined
 from servicekit.clock import SteadyClock
 from servicekit.runtime import ServiceRuntime, run_service

@@ -11,7 +11,7 @@ import grpc.aio
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
 from gpu_metrics.feed import FleetFeed
-from gpu_metrics.servicer import registrations
+from gpu_metrics.servicers import registrations
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.server import RpcServer, ServerSettings
