@@ -3,7 +3,9 @@
 It runs as a process of its own, so that an attacker's work in the test's process does not count as
 the service's slowness: `python bystander.py HOST:PORT /package.Service/Method`. It prints a line
 for each call: when it began (monotonic seconds, the same clock in all processes), how long it took,
-and 1 when it was answered, 0 when it was turned away.
+and 1 when it was answered, 0 when it was turned away. It speaks bare HTTP/2 and repeats nothing;
+with `suite` as a third word it asks for the fleet through the suite's own channel, which repeats
+what does no harm.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc.aio
 from http2_attacker import Http2Attacker
+
+from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
+from servicekit.channels import open_channel
 
 __all__ = ["Bystander", "percentile_99", "standing_by"]
 
@@ -61,11 +67,14 @@ def percentile_99(durations: Sequence[float]) -> float:
 
 
 @asynccontextmanager
-async def standing_by(address: str, path: str, notes: Path) -> AsyncIterator[Bystander]:
+async def standing_by(
+    address: str, path: str, notes: Path, *, through_the_suites_channel: bool = False
+) -> AsyncIterator[Bystander]:
     """Runs a bystander that has been served once."""
+    words = [address, path, *(["suite"] if through_the_suites_channel else [])]
     with notes.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, str(Path(__file__)), address, path, stdout=output
+            sys.executable, str(Path(__file__)), *words, stdout=output
         )
     try:
         async with asyncio.timeout(30):
@@ -81,13 +90,39 @@ async def standing_by(address: str, path: str, notes: Path) -> AsyncIterator[Bys
 
 async def _stand_by(address: str, path: str) -> None:
     async with Http2Attacker.connect(address) as connection:
-        while True:
-            began = time.monotonic()
-            answer = await connection.call(path, seconds=30)
-            seconds = time.monotonic() - began
-            print(f"{began:.6f} {seconds:.6f} {int(answer.status == 0)}", flush=True)
-            await asyncio.sleep(_PAUSE_SECONDS)
+
+        async def answered() -> bool:
+            return (await connection.call(path, seconds=30)).status == 0
+
+        await _note(answered)
+
+
+async def _stand_by_through_the_suites_channel(address: str) -> None:
+    async with open_channel(address) as channel:
+        stub = gpu_metrics_pb2_grpc.GpuMetricsServiceStub(channel)
+
+        async def answered() -> bool:
+            try:
+                await stub.GetFleet(gpu_metrics_pb2.GetFleetRequest(), timeout=30)
+            except grpc.aio.AioRpcError as error:
+                print(error.code(), error.details(), file=sys.stderr)
+                return False
+            return True
+
+        await _note(answered)
+
+
+async def _note(answered: Callable[[], Awaitable[bool]]) -> None:
+    while True:
+        began = time.monotonic()
+        outcome = await answered()
+        seconds = time.monotonic() - began
+        print(f"{began:.6f} {seconds:.6f} {int(outcome)}", flush=True)
+        await asyncio.sleep(_PAUSE_SECONDS)
 
 
 if __name__ == "__main__":
-    asyncio.run(_stand_by(*sys.argv[1:3]))
+    if sys.argv[3:] == ["suite"]:
+        asyncio.run(_stand_by_through_the_suites_channel(sys.argv[1]))
+    else:
+        asyncio.run(_stand_by(*sys.argv[1:3]))

@@ -50,9 +50,10 @@ def open_channel(target: str, settings: ChannelSettings | None = None) -> grpc.a
     """Returns a channel to `target` (`host:port` or any gRPC name).
 
     Methods whose proto says that a repeat does no harm are retried with backoff and throttling when
-    the server is unavailable. A call without a timeout gets the longest its method allows. Calls to
-    a frozen peer end with UNAVAILABLE within three seconds. Changed certificate files are used
-    for later calls within a second or two; calls under way are not disturbed.
+    the server is unavailable or, flooded with calls, drops them unread. A call without a timeout
+    gets the longest its method allows. Calls to a frozen peer end with UNAVAILABLE within three
+    seconds. Changed certificate files are used for later calls within a second or two; calls under
+    way are not disturbed.
 
     A server takes 100 calls at once on one connection; the channel opens further connections as
     more are under way, up to `settings.maximum_connections`. Calls beyond wait, within their
@@ -147,7 +148,9 @@ def _service_config(
                     "initialBackoff": "0.1s",
                     "maxBackoff": "2s",
                     "backoffMultiplier": 2,
-                    "retryableStatusCodes": ["UNAVAILABLE"],
+                    # A server that many calls stand before ends further ones with CANCELLED
+                    # before anything looked at them. A caller's own cancelling is never repeated.
+                    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                 },
             }
         ]
