@@ -22,8 +22,11 @@ from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2
 
 __all__ = ["gpus"]
 
+gpus = typer.Typer(invoke_without_command=True)
 
-def gpus(
+
+@gpus.callback()
+def show_fleet(
     context: typer.Context,
     *,
     tier: Annotated[TierName | None, typer.Option(help="Only this tier.")] = None,
@@ -31,13 +34,15 @@ def gpus(
     grpcurl: GrpcurlOption = False,
     timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
-    """Show every GPU and model server, now. A dash is a reading that is missing, not a zero.
+    """Shows every GPU and model server, now. A dash is a reading that is missing, not a zero.
 
     Examples:
       gamekeeper gpus --tier gold
 
       gamekeeper gpus -o json | jq '.fleet.hosts[].host.hostId'
     """
+    if context.invoked_subcommand is not None:
+        return
     session = Session.of(context, output, grpcurl, timeout)
     request = gpu_metrics_pb2.GetFleetRequest(tiers=[tier_number(tier)] if tier else [])
 
