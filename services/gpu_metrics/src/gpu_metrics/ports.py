@@ -1,18 +1,26 @@
 """What the agent and the collector need from outside."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
 from gaming.events.events_pb2 import GameEvent
 from gpu_metrics.domain.aggregate import TierAggregate
+from gpu_metrics.domain.gpu_events import ObservedEvent
+from gpu_metrics.domain.processes import ProcessReading
 from gpu_metrics.domain.readings import GpuReading, Host, HostReport, ModelServerReading
+from gpu_metrics.domain.samples import DriverCost, SampleSeries
 
 __all__ = [
     "AggregateSink",
+    "DriverMismatch",
+    "DriverSource",
     "EventSink",
+    "GpuEventSource",
     "GpuSource",
     "HostSource",
     "ModelServerSource",
+    "ProcessSource",
     "PublishFailed",
     "ReportSink",
 ]
@@ -24,6 +32,13 @@ class PublishFailed(Exception):
     def __init__(self, cause_name: str) -> None:
         super().__init__(cause_name)
         self.cause_name = cause_name
+
+
+class DriverMismatch(Exception):
+    """The driver's library and its kernel module are of different versions.
+
+    Only a process that loads the library anew can read the GPUs again, so the agent must end.
+    """
 
 
 class HostSource(Protocol):
@@ -41,7 +56,48 @@ class GpuSource(Protocol):
         """Return all GPUs, each figure a value or the reason it is missing.
 
         Answers within a bounded time whatever the driver does, and does not raise for a driver
-        or device that is broken or absent.
+        or device that is broken or absent. Raises `DriverMismatch` alone, after the event of that
+        kind was handed over.
+        """
+        ...
+
+
+class DriverSource(Protocol):
+    """What else a source that reads a GPU driver knows."""
+
+    @property
+    def driver_version(self) -> str:
+        """Return the driver's version; empty while it is unknown."""
+        ...
+
+    @property
+    def cost(self) -> DriverCost:
+        """Return the calls into the driver and the time spent there, since the start."""
+        ...
+
+    def take_series(self, sample_time: datetime) -> tuple[SampleSeries, ...]:
+        """Return the samples since the last call, their offsets counted from `sample_time`."""
+        ...
+
+
+class GpuEventSource(Protocol):
+    """Sees what happens to the GPUs."""
+
+    async def next_event(self) -> ObservedEvent:
+        """Wait for the next event, in the order they were seen; each is returned once.
+
+        At most 1,024 wait to be taken; the oldest are given up then, and that is logged.
+        """
+        ...
+
+
+class ProcessSource(Protocol):
+    """Tells which processes use the GPUs."""
+
+    async def read_processes(self) -> ProcessReading:
+        """Return process ids, GPUs and memory as last read; further fields are empty.
+
+        Answers at once: the source itself decides how often the driver is asked.
         """
         ...
 

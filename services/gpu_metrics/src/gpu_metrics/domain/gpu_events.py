@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
-__all__ = ["GpuEvent", "GpuEventKind", "JournalPosition", "Severity"]
+__all__ = ["GpuEvent", "GpuEventKind", "JournalPosition", "ObservedEvent", "Severity"]
 
 
 class GpuEventKind(Enum):
@@ -27,6 +27,24 @@ class Severity(Enum):
     INFO = 1
     WARNING = 2
     CRITICAL = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedEvent:
+    """What a source saw happen, before the journal gave it a number.
+
+    `driver_epoch` is that of the GPU's readings; XIDs are counted within it. 0 is an unknown one.
+    """
+
+    kind: GpuEventKind
+    time: datetime
+    gpu_uuid: str = ""
+    xid: int = 0
+    severity: Severity = Severity.UNKNOWN
+    recommended_action: str = ""
+    description: str = ""
+    due_time: datetime | None = None
+    driver_epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["AgentCost", "FleetMetric", "SampleSeries"]
+__all__ = ["AgentCost", "DriverCost", "FleetMetric", "SampleSeries"]
 
 
 class FleetMetric(Enum):
@@ -33,6 +33,14 @@ class SampleSeries:
     metric: FleetMetric
     offset_microseconds: tuple[int, ...]
     values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DriverCost:
+    """What was asked of a GPU driver since the source was opened."""
+
+    calls: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
