@@ -161,7 +161,8 @@ class HostReport:
     `sequence` counts from 1 within `boot_id`; `leaving` says that the agent stops on purpose.
     `monotonic_microseconds` is the host's monotonic clock at `sample_time`, 0 when unknown.
     `series` are the samples since the report before, `events` those of the journal `journal_id`
-    that the collector lacks, in order. A report that is `events_only` says nothing of readings,
+    that the collector lacks, in order, and `oldest_event_sequence` is the oldest that the journal
+    still holds (0 means that it gave nothing up). A report that is `events_only` says nothing of readings,
     and its sequence means nothing.
     """
 
@@ -179,3 +180,4 @@ class HostReport:
     events_only: bool = False
     processes: ProcessReading | None = None
     cost: AgentCost | None = None
+    oldest_event_sequence: int = 0

@@ -84,6 +84,7 @@ def report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostRe
             processes_from_message(message.processes) if message.HasField("processes") else None
         ),
         cost=cost_from_message(message.cost) if message.HasField("cost") else None,
+        oldest_event_sequence=message.oldest_event_sequence,
     )
 
 
@@ -176,6 +177,7 @@ def report_message(report: HostReport) -> gpu_metrics_pb2.StreamReportsRequest:
         events_only=report.events_only,
         processes=processes_message(report.processes) if report.processes is not None else None,
         cost=cost_message(report.cost) if report.cost is not None else None,
+        oldest_event_sequence=report.oldest_event_sequence,
     )
 
 
