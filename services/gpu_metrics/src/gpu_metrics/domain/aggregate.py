@@ -72,7 +72,7 @@ def attribute_gpus(report: HostReport) -> Mapping[Tier, tuple[GpuReading, ...]]:
     naming = [server for server in report.servers if server.gpu_uuids]
     if not naming:
         tiers = {server.tier for server in report.servers}
-        return {tiers.pop(): report.gpus} if len(tiers) == 1 else {}
+        return {tiers.pop(): tuple(report.gpus)} if len(tiers) == 1 else {}
     attributed: dict[Tier, tuple[GpuReading, ...]] = {}
     for tier in {server.tier for server in naming}:
         uuids = {uuid for server in naming if server.tier is tier for uuid in server.gpu_uuids}

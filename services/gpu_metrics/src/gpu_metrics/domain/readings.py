@@ -5,6 +5,8 @@ such as 0 or NaN. The enum numbers are those of `gaming.gpu_metrics.v1` and
 `gaming.common.v1.Tier`, so that the wire mapping needs no tables.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import Enum
@@ -17,6 +19,7 @@ from gpu_metrics.domain.samples import AgentCost, SampleSeries
 
 __all__ = [
     "GPU_FIGURES",
+    "GPU_HISTORY_FIGURES",
     "CountReading",
     "GpuReading",
     "HistogramReading",
@@ -25,8 +28,11 @@ __all__ = [
     "MissingReason",
     "ModelServerReading",
     "ModelServerState",
+    "PackedGpus",
     "PurchaseOption",
     "Tier",
+    "gpu_history_figures",
+    "gpu_uuids",
     "known",
 ]
 
@@ -114,6 +120,44 @@ class GpuReading:
 GPU_FIGURES = tuple(field.name for field in fields(GpuReading) if field.type == CountReading)
 """The fields of a `GpuReading` that are a value or a reason."""
 
+GPU_HISTORY_FIGURES = (
+    "utilization_permille",
+    "memory_utilization_permille",
+    "memory_used_bytes",
+    "power_milliwatts",
+    "temperature_celsius",
+    "sm_clock_megahertz",
+)
+"""The fields of a `GpuReading` with a history, in the order of their `FleetMetric`."""
+
+
+class PackedGpus(ABC):
+    """GPUs whose figures can be had without a `GpuReading` of each."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def uuids(self) -> tuple[str, ...]:
+        """Return the UUIDs in the order of the report."""
+
+    @abstractmethod
+    def history_figures(self) -> list[float | None]:
+        """Return the figures of `GPU_HISTORY_FIGURES` of each GPU, one GPU after the other."""
+
+
+def gpu_uuids(gpus: Sequence[GpuReading]) -> tuple[str, ...]:
+    """Return the UUIDs in the order of the report."""
+    if isinstance(gpus, PackedGpus):
+        return gpus.uuids()
+    return tuple(gpu.gpu_uuid for gpu in gpus)
+
+
+def gpu_history_figures(gpus: Sequence[GpuReading]) -> list[float | None]:
+    """Return the figures of `GPU_HISTORY_FIGURES` of each GPU; None is one that is missing."""
+    if isinstance(gpus, PackedGpus):
+        return gpus.history_figures()
+    return [known(getattr(gpu, name)) for gpu in gpus for name in GPU_HISTORY_FIGURES]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelServerReading:
@@ -170,11 +214,11 @@ class HostReport:
     boot_id: str
     sequence: int
     sample_time: datetime
-    gpus: tuple[GpuReading, ...] = ()
-    servers: tuple[ModelServerReading, ...] = ()
+    gpus: Sequence[GpuReading] = ()
+    servers: Sequence[ModelServerReading] = ()
     leaving: bool = False
     monotonic_microseconds: int = 0
-    series: tuple[SampleSeries, ...] = ()
+    series: Sequence[SampleSeries] = ()
     events: tuple[GpuEvent, ...] = ()
     journal_id: str = ""
     events_only: bool = False

@@ -37,7 +37,7 @@ class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
         """Acknowledge every report once it is in the view."""
         host_id = ""
         async for request in request_iterator:
-            report = wire.report_from_message(request)
+            report = wire.lazy_report_from_message(request)
             host_id = host_id or report.host.host_id
             if report.host.host_id != host_id:
                 message = "must be the same in all reports of a stream"

@@ -1,10 +1,12 @@
 """Points in time as the protocol has them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 __all__ = ["moment", "timestamp"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def timestamp(time: datetime) -> Timestamp:
@@ -16,4 +18,4 @@ def timestamp(time: datetime) -> Timestamp:
 
 def moment(message: Timestamp) -> datetime:
     """Return a Timestamp as an aware moment, in UTC."""
-    return message.ToDatetime(tzinfo=UTC)
+    return _EPOCH + timedelta(0, message.seconds, message.nanos // 1000)

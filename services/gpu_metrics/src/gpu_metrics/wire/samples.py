@@ -10,12 +10,15 @@ __all__ = ["cost_from_message", "cost_message", "series_from_message", "series_m
 
 def series_from_message(message: samples_pb2.SampleSeries) -> SampleSeries:
     """Return the samples of one figure of one GPU, as long as the shorter of the two lists."""
-    length = min(len(message.offset_microseconds), len(message.values))
+    offsets, values = tuple(message.offset_microseconds), tuple(message.values)
+    if len(offsets) != len(values):
+        length = min(len(offsets), len(values))
+        offsets, values = offsets[:length], values[:length]
     return SampleSeries(
         gpu_index=message.gpu_index,
         metric=FleetMetric(message.metric),
-        offset_microseconds=tuple(message.offset_microseconds[:length]),
-        values=tuple(message.values[:length]),
+        offset_microseconds=offsets,
+        values=values,
     )
 
 
@@ -33,8 +36,8 @@ def cost_from_message(message: samples_pb2.AgentCost) -> AgentCost:
     """Return what an agent costs."""
     return AgentCost(
         driver_calls=message.driver_calls,
-        driver_seconds=message.driver_time.ToTimedelta().total_seconds(),
-        cpu_seconds=message.cpu_time.ToTimedelta().total_seconds(),
+        driver_seconds=_seconds(message.driver_time),
+        cpu_seconds=_seconds(message.cpu_time),
         resident_bytes=message.resident_bytes,
         replaced_reports=message.replaced_reports,
         lost_events=message.lost_events,
@@ -51,6 +54,10 @@ def cost_message(cost: AgentCost) -> samples_pb2.AgentCost:
         replaced_reports=cost.replaced_reports,
         lost_events=cost.lost_events,
     )
+
+
+def _seconds(message: Duration) -> float:
+    return message.seconds + message.nanos / 1e9
 
 
 def _duration(seconds: float) -> Duration:

@@ -1,0 +1,141 @@
+"""An agent's report as the collector takes it in: parsed, and converted only as far as it is read.
+
+A report is taken in far more often than anybody asks for all of it, so its GPUs and servers stay
+the messages they came as. What the view needs of every report is read out directly.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Generic, TypeVar, overload
+
+from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, samples_pb2
+from gpu_metrics.domain.readings import (
+    GpuReading,
+    Host,
+    HostReport,
+    ModelServerReading,
+    PackedGpus,
+)
+from gpu_metrics.domain.samples import SampleSeries
+from gpu_metrics.wire.events import event_from_message
+from gpu_metrics.wire.moments import moment
+from gpu_metrics.wire.processes import processes_from_message
+from gpu_metrics.wire.readings import gpu_from_message, host_from_message, server_from_message
+from gpu_metrics.wire.samples import cost_from_message, series_from_message
+
+__all__ = ["LazyGpus", "LazySequence", "lazy_report_from_message"]
+
+_Item = TypeVar("_Item")
+
+
+class LazySequence(Sequence[_Item], Generic[_Item]):
+    """Messages that become domain values, all at once, when the first is asked for."""
+
+    __slots__ = ("_convert", "_converted", "messages")
+
+    def __init__(self, messages: Any, convert: Callable[[Any], _Item]) -> None:
+        self.messages = messages
+        self._convert = convert
+        self._converted: tuple[_Item, ...] | None = None
+
+    def _values(self) -> tuple[_Item, ...]:
+        if self._converted is None:
+            self._converted = tuple(map(self._convert, self.messages))
+        return self._converted
+
+    @overload
+    def __getitem__(self, index: int) -> _Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[_Item, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> _Item | tuple[_Item, ...]:
+        return self._values()[index]
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def __iter__(self) -> Iterator[_Item]:
+        return iter(self._values())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, LazySequence):
+            return self._values() == other._values()
+        return self._values() == other
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        return repr(self._values())
+
+
+class LazyGpus(LazySequence[GpuReading], PackedGpus):
+    """GPUs as an agent sent them."""
+
+    __slots__ = ()
+
+    def __init__(self, messages: "Sequence[fleet_pb2.GpuSample]") -> None:
+        super().__init__(messages, gpu_from_message)
+
+    def uuids(self) -> tuple[str, ...]:
+        """Return the UUIDs in the order of the report."""
+        return tuple([gpu.gpu_uuid for gpu in self.messages])
+
+    def history_figures(self) -> list[float | None]:
+        """Return six figures of each GPU, in the order of `GPU_HISTORY_FIGURES`."""
+        figures: list[float | None] = []
+        for gpu in self.messages:
+            # A figure that is not 0 is there; only a 0 may stand for one that is unset.
+            figures += (
+                gpu.utilization_permille or (0 if gpu.HasField("utilization_permille") else None),
+                gpu.memory_utilization_permille
+                or (0 if gpu.HasField("memory_utilization_permille") else None),
+                gpu.memory_used_bytes or (0 if gpu.HasField("memory_used_bytes") else None),
+                gpu.power_milliwatts or (0 if gpu.HasField("power_milliwatts") else None),
+                gpu.temperature_celsius or (0 if gpu.HasField("temperature_celsius") else None),
+                gpu.sm_clock_megahertz or (0 if gpu.HasField("sm_clock_megahertz") else None),
+            )
+        return figures
+
+
+@lru_cache(maxsize=4096)
+def _host_of(serialized: bytes) -> Host:
+    # A host hardly ever changes what it says of itself.
+    return host_from_message(fleet_pb2.Host.FromString(serialized))
+
+
+def lazy_report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostReport:
+    """Return an agent's report that reads `message` as it goes; the message must not change.
+
+    Raises `HistogramShapeError` for an impossible histogram.
+    """
+    servers: Sequence[ModelServerReading] = ()
+    if message.servers:
+        servers = tuple(map(server_from_message, message.servers))
+    series: Sequence[SampleSeries] = ()
+    if message.series:
+        series = _series(message.series)
+    return HostReport(
+        host=_host_of(message.host.SerializeToString()),
+        boot_id=message.boot_id,
+        sequence=message.sequence,
+        sample_time=moment(message.sample_time),
+        gpus=LazyGpus(message.gpus),
+        servers=servers,
+        leaving=message.leaving,
+        monotonic_microseconds=message.monotonic_microseconds,
+        series=series,
+        events=tuple(map(event_from_message, message.events)) if message.events else (),
+        journal_id=message.journal_id,
+        events_only=message.events_only,
+        oldest_event_sequence=message.oldest_event_sequence,
+        processes=(
+            processes_from_message(message.processes) if message.HasField("processes") else None
+        ),
+        cost=cost_from_message(message.cost) if message.HasField("cost") else None,
+    )
+
+
+def _series(messages: Iterable[samples_pb2.SampleSeries]) -> tuple[SampleSeries, ...]:
+    return tuple(map(series_from_message, messages))
