@@ -81,7 +81,8 @@ def sections(text: str) -> list[tuple[int, str, str]]:
     for line in text.splitlines():
         if line.startswith("```"):
             fenced = not fenced
-        match = None if fenced else re.fullmatch(r"(#{1,6}) (.+)", line)
+        # What declares a concept is no part of the heading.
+        match = None if fenced else re.fullmatch(r"(#{1,6}) (.+?)(?: \{concept=\w+\})?", line)
         if match:
             found.append((len(match[1]), match[2], []))
         elif found:
