@@ -42,7 +42,9 @@ from autoscaler.metric_names import LoopInstruments
 from autoscaler.picture import Picture
 from autoscaler.ports import Stores
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
+from gpu_metrics.domain.event_journals import EventJournals
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
 from gpu_metrics.servicers import GpuMetricsServicer
 from knowledge_base.domain.lore import RankingParameters
@@ -350,7 +352,8 @@ class Collector:
             epoch=f"{process.rng.getrandbits(48):012x}",
             maintenance_seconds=2.0,
         )
-        process.services[COLLECTOR_SERVICE] = GpuMetricsServicer(feed, process.clock)
+        events = EventStore(EventJournals(), clock=process.clock, telemetry=_TELEMETRY)
+        process.services[COLLECTOR_SERVICE] = GpuMetricsServicer(feed, process.clock, events=events)
         process.services["reports"] = ReportTaker(feed, lambda: not suite.feed_is_frozen)
         process.spawn(feed.maintain())
 

@@ -7,7 +7,9 @@ from contextlib import AsyncExitStack
 from gpu_metrics.adapters.cloudwatch import CloudWatchAggregates
 from gpu_metrics.alerts import AlertReporter
 from gpu_metrics.config import COLLECTOR_DEFAULT_ADDRESS, CollectorSettings
+from gpu_metrics.domain.event_journals import EventJournals
 from gpu_metrics.domain.fleet import FleetView
+from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
 from gpu_metrics.publisher import AggregatePublisher
 from gpu_metrics.servicers import registrations
@@ -30,6 +32,12 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
         heartbeat_seconds=settings.heartbeat_seconds,
         maintenance_seconds=min(0.5, settings.stale_after_seconds / 10),
     )
+    events = EventStore(
+        EventJournals(settings.event_bounds()),
+        clock=runtime.clock,
+        telemetry=runtime.telemetry,
+        heartbeat_seconds=settings.heartbeat_seconds,
+    )
     tasks = [feed.maintain]
     if settings.cloudwatch_enabled:
         publisher = AggregatePublisher(
@@ -48,7 +56,7 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
     say_what_is_joined(settings.messaging)
     async with AsyncExitStack() as stack:
         if settings.messaging.publishes:
-            events = await stack.enter_async_context(
+            bus = await stack.enter_async_context(
                 open_publisher(
                     settings.messaging,
                     clock=runtime.clock,
@@ -58,14 +66,15 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
             )
             alerts = AlertReporter(
                 view,
-                events,
+                bus,
                 clock=runtime.clock,
                 telemetry=runtime.telemetry,
                 confirm_seconds=settings.alert_confirm_seconds,
                 buffer=settings.alert_buffer,
             )
             tasks += [alerts.watch, alerts.publish]
-        await runtime.serve(registrations(feed, runtime.clock), settings.server, *tasks)
+        services = registrations(feed, runtime.clock, events=events)
+        await runtime.serve(services, settings.server, *tasks)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from gpu_metrics.domain.event_journals import EventBounds
 from gpu_metrics.domain.fleet import FleetPolicy
 from gpu_metrics.domain.readings import PurchaseOption, Tier
 from messaging.settings import MessagingSettings
@@ -152,6 +153,20 @@ class CollectorSettings:
         maximum=100_000,
         help="alerts that wait while the event bus is away; further ones are dropped",
     )
+    events_per_host: int = setting(
+        "GPU_METRICS_EVENTS_PER_HOST",
+        default=16_384,
+        minimum=1,
+        maximum=1_000_000,
+        help="GPU events held of one host; the oldest are given up beyond it",
+    )
+    events_in_all: int = setting(
+        "GPU_METRICS_EVENTS_IN_ALL",
+        default=131_072,
+        minimum=1,
+        maximum=10_000_000,
+        help="GPU events held of all hosts, about 0.8 kB of memory each",
+    )
     stale_after_seconds: float = setting(
         "GPU_METRICS_STALE_AFTER_SECONDS",
         default=5.0,
@@ -210,6 +225,10 @@ class CollectorSettings:
     aws_endpoint_url: str | None = setting(
         "AWS_ENDPOINT_URL", default=None, help="another AWS endpoint, for a local AWS; empty: AWS"
     )
+
+    def event_bounds(self) -> EventBounds:
+        """Return how many GPU events are held."""
+        return EventBounds(per_host=self.events_per_host, in_all=self.events_in_all)
 
     def fleet_policy(self) -> FleetPolicy:
         """Return the view's policy; latencies are kept for the longest interval asked for.

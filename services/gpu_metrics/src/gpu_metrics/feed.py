@@ -116,6 +116,10 @@ class FleetFeed:
         self._wake_watchers()
         return acknowledgement
 
+    def acknowledged(self, report: HostReport) -> Acknowledgement:
+        """Return what the view has of the report's run, without taking the report."""
+        return self._view.acknowledged(report.host.host_id, report.boot_id)
+
     async def maintain(self) -> None:
         """Mark silent hosts stale and drop expired ones, until cancelled."""
         while True:

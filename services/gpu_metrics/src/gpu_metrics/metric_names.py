@@ -5,8 +5,11 @@ __all__ = [
     "AGENT_STREAMS_BROKEN",
     "ALERTS",
     "ALERTS_DROPPED",
+    "EVENTS_GIVEN_UP",
+    "EVENTS_TAKEN",
     "FLEET_HOSTS",
     "LATENCY_BOUNDS_DIFFER",
+    "PUBLISH_DROPPED",
     "PUBLISH_FAILURES",
     "REPORTS_RECEIVED",
 ]
@@ -21,7 +24,10 @@ LATENCY_BOUNDS_DIFFER = "gpu_metrics.aggregates.coarsened"
 """Tier aggregates made from histograms with differing bounds, by `tier`."""
 
 PUBLISH_FAILURES = "gpu_metrics.cloudwatch.failures"
-"""Publications of tier aggregates that CloudWatch did not take."""
+"""Requests that CloudWatch did not confirm, by `outcome`."""
+
+PUBLISH_DROPPED = "gpu_metrics.cloudwatch.dropped"
+"""Requests that were given up, by `reason`."""
 
 AGENT_STREAMS_BROKEN = "gpu_metrics.agent.streams_broken"
 """Report streams an agent had to open again, by `collector`."""
@@ -34,3 +40,9 @@ ALERTS = "gpu_metrics.alerts"
 
 ALERTS_DROPPED = "gpu_metrics.alerts.dropped"
 """Alerts that the event bus never got, by `reason`."""
+
+EVENTS_TAKEN = "gpu_metrics.events.taken"
+"""GPU events that the collector took in, by `kind`."""
+
+EVENTS_GIVEN_UP = "gpu_metrics.events.given_up"
+"""GPU events that the collector dropped to keep within its bounds."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import grpc.aio
 
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
+from gpu_metrics.domain.event_journals import EventBounds, EventJournals
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
 from gpu_metrics.servicers import registrations
 from servicekit.channels import open_channel
@@ -42,6 +44,7 @@ async def collector_for_test(
     maximum_hosts: int = 1000,
     port: int = 0,
     server_environ: Mapping[str, str] | None = None,
+    event_bounds: EventBounds | None = None,
 ) -> AsyncIterator[CollectorForTest]:
     """Serve a collector on loopback, by default on a free port, until the context ends.
 
@@ -65,7 +68,13 @@ async def collector_for_test(
     )
     environ = {"GAMEKEEPER_LISTEN_ADDRESS": f"127.0.0.1:{port}", **(server_environ or {})}
     settings = load_settings(ServerSettings, environ)
-    server = RpcServer(registrations(feed, clock), settings, clock=clock)
+    events = EventStore(
+        EventJournals(event_bounds),
+        clock=clock,
+        telemetry=Telemetry("test"),
+        heartbeat_seconds=heartbeat_seconds,
+    )
+    server = RpcServer(registrations(feed, clock, events=events), settings, clock=clock)
     await server.start()
     await server.set_serving(True)
     maintenance = asyncio.ensure_future(feed.maintain())

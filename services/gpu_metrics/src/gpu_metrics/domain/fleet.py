@@ -8,13 +8,21 @@ reader from before that gets `RevisionTooOld`.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import Enum
+from typing import Protocol
 
 from gpu_metrics.domain.aggregate import TierAggregate, TierMember, aggregate_tier, attribute_gpus
+from gpu_metrics.domain.host_ingest import (
+    AcceptedReport,
+    HostIngest,
+    ReportOrder,
+    SampleFate,
+    microseconds_of,
+)
 from gpu_metrics.domain.host_latency import HostLatency
 from gpu_metrics.domain.host_state import Freshness, HostState
 from gpu_metrics.domain.readings import HostReport, Tier
@@ -29,6 +37,7 @@ __all__ = [
     "FleetPolicy",
     "FleetView",
     "RevisionTooOld",
+    "SampleSink",
 ]
 
 
@@ -50,8 +59,11 @@ class ApplyOutcome(Enum):
     UPDATED = "updated"
     AGENT_RESTARTED = "agent_restarted"
     LEFT = "left"
+    EVENTS_ONLY = "events_only"
+    OUT_OF_ORDER = "out_of_order"
     IGNORED_OLD = "ignored_old"
     IGNORED_SUPERSEDED = "ignored_superseded"
+    NOT_FOR_THE_VIEW = "not_for_the_view"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +72,8 @@ class FleetPolicy:
 
     A host is stale after `stale_after_seconds` without a report and forgotten after
     `expire_after_seconds`. `retained_seconds` of latency slots are kept; it is at least
-    `window_seconds`, over which the tier aggregates look back.
+    `window_seconds`, over which the tier aggregates look back. Samples that are further than
+    `sample_window_seconds` from the collector's clock are dropped.
     """
 
     stale_after_seconds: float = 5.0
@@ -71,6 +84,7 @@ class FleetPolicy:
     maximum_hosts: int = 1000
     removals_remembered: int = 2048
     superseded_runs_remembered: int = 8
+    sample_window_seconds: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +110,23 @@ class FleetChanges:
         return not self.changed and not self.removed_host_ids
 
 
+class SampleSink(Protocol):
+    """Keeps the samples that the view takes in."""
+
+    def observe(self, report: HostReport, accepted: AcceptedReport) -> None:
+        """Take in what is accepted of a report."""
+        ...
+
+    def host_left(self, host_id: str) -> None:
+        """Note that a host is known no longer."""
+        ...
+
+
 @dataclass(slots=True)
 class _Entry:
     state: HostState
     latency: HostLatency
+    ingest: HostIngest
     superseded: deque[str]
 
 
@@ -115,16 +142,21 @@ class FleetView:
 
     __slots__ = (
         "_departed",
+        "_history",
         "_hosts",
         "_next_deadline",
         "_removals",
         "_revision",
         "_tiers_seen",
+        "fates",
         "policy",
     )
 
-    def __init__(self, policy: FleetPolicy) -> None:
+    def __init__(self, policy: FleetPolicy, history: SampleSink | None = None) -> None:
         self.policy = policy
+        self._history = history
+        # What became of every sample so far; whoever tells of it may take the counts away.
+        self.fates: Counter[SampleFate] = Counter()
         self._hosts: dict[str, _Entry] = {}
         self._departed: dict[str, _Departure] = {}
         self._removals = RemovalLog(policy.removals_remembered)
@@ -141,24 +173,31 @@ class FleetView:
     def apply(self, report: HostReport, now: float, receive_time: datetime) -> Acknowledgement:
         """Take a report into the view, or ignore it when the view is already further.
 
-        A report at or below the acknowledged sequence of its run is ignored, so is any report of
-        a run that another one of the same host has superseded. A new run starts its sequence
-        again. Raises `FleetFull` for a new host beyond the policy's maximum.
+        Of a report at or below the acknowledged sequence of its run at most the samples are taken,
+        if it was not there before; nothing is taken of a run that another one of the same host has
+        superseded. A new run starts its sequence again. Raises `FleetFull` for a new host beyond the policy's maximum.
         """
         self.advance(now)
         host_id = report.host.host_id
         entry = self._hosts.get(host_id)
+        if report.events_only:
+            known = entry is not None and entry.state.report.boot_id == report.boot_id
+            sequence = entry.state.report.sequence if entry is not None and known else 0
+            return Acknowledgement(report.boot_id, sequence, ApplyOutcome.EVENTS_ONLY)
         if entry is None:
             return self._join(report, now, receive_time)
         last = entry.state.report
         if report.boot_id in entry.superseded:
             return Acknowledgement(last.boot_id, last.sequence, ApplyOutcome.IGNORED_SUPERSEDED)
         if report.boot_id == last.boot_id:
-            if report.sequence <= last.sequence:
-                return Acknowledgement(last.boot_id, last.sequence, ApplyOutcome.IGNORED_OLD)
+            order = entry.ingest.order(report.sequence)
+            if order is not ReportOrder.NEWEST:
+                return self._take_old(entry, report, order, receive_time)
             outcome = ApplyOutcome.UPDATED
         else:
             entry.superseded.append(last.boot_id)
+            entry.ingest = entry.ingest.next_run()
+            entry.ingest.order(report.sequence)
             outcome = ApplyOutcome.AGENT_RESTARTED
         if report.leaving:
             self._remove(host_id)
@@ -166,6 +205,28 @@ class FleetView:
             return Acknowledgement(report.boot_id, report.sequence, ApplyOutcome.LEFT)
         self._store(entry, report, now, receive_time)
         return Acknowledgement(report.boot_id, report.sequence, outcome)
+
+    def _take_old(
+        self, entry: _Entry, report: HostReport, order: ReportOrder, receive_time: datetime
+    ) -> Acknowledgement:
+        """Take the samples of a report whose readings newer ones have replaced, unless it is known."""
+        last = entry.state.report
+        outcome = ApplyOutcome.IGNORED_OLD
+        if order is ReportOrder.OUT_OF_ORDER and not report.leaving:
+            outcome = ApplyOutcome.OUT_OF_ORDER
+            self._remember(entry.ingest, report, order, receive_time)
+        else:
+            samples = len(report.gpus) + sum(len(series.values) for series in report.series)
+            fate = SampleFate.LATE if order is ReportOrder.TOO_OLD else SampleFate.DUPLICATE
+            self.fates[fate] += samples
+        return Acknowledgement(last.boot_id, last.sequence, outcome)
+
+    def _remember(
+        self, ingest: HostIngest, report: HostReport, order: ReportOrder, receive_time: datetime
+    ) -> None:
+        accepted = ingest.accept(report, order, microseconds_of(receive_time), self.fates)
+        if self._history is not None:
+            self._history.observe(report, accepted)
 
     def _join(self, report: HostReport, now: float, receive_time: datetime) -> Acknowledgement:
         host_id = report.host.host_id
@@ -197,16 +258,23 @@ class FleetView:
                 slot_seconds=self.policy.slot_seconds,
                 retained_seconds=self.policy.retained_seconds,
             ),
+            ingest=HostIngest(self.policy.sample_window_seconds),
             superseded=deque(maxlen=self.policy.superseded_runs_remembered),
         )
+        entry.ingest.order(report.sequence)
         self._hosts[host_id] = entry
         self._store(entry, report, now, receive_time)
         return Acknowledgement(report.boot_id, report.sequence, ApplyOutcome.JOINED)
 
     def _store(self, entry: _Entry, report: HostReport, now: float, receive_time: datetime) -> None:
-        entry.latency.observe(report.servers, now)
-        tiers = frozenset(server.tier for server in report.servers)
-        self._tiers_seen |= tiers
+        self._remember(entry.ingest, report, ReportOrder.NEWEST, receive_time)
+        before = entry.state
+        tiers = before.tiers_ever
+        if report.servers:
+            entry.latency.observe(report.servers, now)
+            serving = frozenset([server.tier for server in report.servers])
+            self._tiers_seen |= serving
+            tiers = tiers if tiers >= serving else tiers | serving
         self._revision += 1
         entry.state = HostState(
             report=report,
@@ -214,13 +282,20 @@ class FleetView:
             received_at=now,
             freshness=Freshness.FRESH,
             revision=self._revision,
-            tiers_ever=entry.state.tiers_ever | tiers,
+            tiers_ever=tiers,
+            clock_skew_seconds=entry.ingest.clock_skew_seconds,
+            clock_sets=entry.ingest.clock_sets,
+            processes=report.processes or before.processes,
+            processes_received_at=now if report.processes else before.processes_received_at,
+            cost=report.cost or before.cost,
         )
 
     def _remove(self, host_id: str) -> None:
         entry = self._hosts.pop(host_id)
         self._revision += 1
         self._removals.add(Removal(self._revision, host_id, entry.state.tiers_ever))
+        if self._history is not None:
+            self._history.host_left(host_id)
 
     def advance(self, now: float) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Bring the view to `now` and return the ids that turned stale and those that expired."""

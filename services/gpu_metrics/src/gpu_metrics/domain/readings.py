@@ -206,8 +206,8 @@ class HostReport:
     `monotonic_microseconds` is the host's monotonic clock at `sample_time`, 0 when unknown.
     `series` are the samples since the report before, `events` those of the journal `journal_id`
     that the collector lacks, in order, and `oldest_event_sequence` is the oldest that the journal
-    still holds (0 means that it gave nothing up). A report that is `events_only` says nothing of readings,
-    and its sequence means nothing.
+    still holds (0 means that it gave nothing up). A report that is `events_only` says nothing of
+    readings, and its sequence means nothing.
     """
 
     host: Host

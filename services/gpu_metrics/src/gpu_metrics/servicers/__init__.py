@@ -1,7 +1,9 @@
 """The collector's two gRPC services, a module for each group of methods."""
 
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
+from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
+from gpu_metrics.servicers.events import EventMethods
 from gpu_metrics.servicers.fleet import FleetMethods, HostMessages
 from gpu_metrics.servicers.reports import GpuReportServicer
 from servicekit.clock import Clock
@@ -10,27 +12,30 @@ from servicekit.server import ServiceRegistration
 __all__ = ["GpuMetricsServicer", "GpuReportServicer", "registrations"]
 
 
-class GpuMetricsServicer(FleetMethods):
-    """gaming.gpu_metrics.v1.GpuMetricsService: shows the fleet."""
+class GpuMetricsServicer(FleetMethods, EventMethods):
+    """gaming.gpu_metrics.v1.GpuMetricsService: shows the fleet and what happens to it."""
 
-    def __init__(self, feed: FleetFeed, clock: Clock) -> None:
+    def __init__(self, feed: FleetFeed, clock: Clock, *, events: EventStore) -> None:
         self._feed = feed
+        self._events = events
         self._clock = clock
         self._messages = HostMessages()
 
 
-def registrations(feed: FleetFeed, clock: Clock) -> list[ServiceRegistration]:
+def registrations(
+    feed: FleetFeed, clock: Clock, *, events: EventStore
+) -> list[ServiceRegistration]:
     """Return both services for a server."""
     services = gpu_metrics_pb2.DESCRIPTOR.services_by_name
     return [
         ServiceRegistration.of(
             gpu_metrics_pb2_grpc.add_GpuMetricsServiceServicer_to_server,
-            GpuMetricsServicer(feed, clock),
+            GpuMetricsServicer(feed, clock, events=events),
             services["GpuMetricsService"],
         ),
         ServiceRegistration.of(
             gpu_metrics_pb2_grpc.add_GpuReportServiceServicer_to_server,
-            GpuReportServicer(feed),
+            GpuReportServicer(feed, events),
             services["GpuReportService"],
         ),
     ]

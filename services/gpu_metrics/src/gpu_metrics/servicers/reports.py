@@ -5,6 +5,7 @@ from typing import Any
 
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gpu_metrics import wire
+from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
 from servicekit.caller import current_caller
 from servicekit.errors import FieldViolation, InvalidRequest, PermissionDenied
@@ -26,15 +27,16 @@ class ForeignHost(PermissionDenied):
 
 
 class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
-    """Takes agents' reports into the view and acknowledges each."""
+    """Takes agents' reports into the view, their events into the store, and acknowledges each."""
 
-    def __init__(self, feed: FleetFeed) -> None:
+    def __init__(self, feed: FleetFeed, events: EventStore) -> None:
         self._feed = feed
+        self._events = events
 
     async def StreamReports(  # noqa: N802  # the method's name in the protocol
         self, request_iterator: AsyncIterator[gpu_metrics_pb2.StreamReportsRequest], context: Any
     ) -> AsyncIterator[gpu_metrics_pb2.StreamReportsResponse]:
-        """Acknowledge every report once it is in the view."""
+        """Acknowledge every report once it is in the view and its events are in the store."""
         host_id = ""
         async for request in request_iterator:
             report = wire.lazy_report_from_message(request)
@@ -46,9 +48,16 @@ class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
                     field_violations=[FieldViolation("host.host_id", message)],
                 )
             _check_speaks_for(host_id)
-            acknowledgement = self._feed.apply(report)
+            # First, for what happened is told even where the view has no room for the host.
+            held = self._events.take(report)
+            acknowledgement = (
+                self._feed.acknowledged(report) if report.events_only else self._feed.apply(report)
+            )
             yield gpu_metrics_pb2.StreamReportsResponse(
-                boot_id=acknowledgement.boot_id, acknowledged_sequence=acknowledgement.sequence
+                boot_id=acknowledgement.boot_id,
+                acknowledged_sequence=acknowledgement.sequence,
+                journal_id=report.journal_id,
+                acknowledged_event_sequence=held,
             )
 
 

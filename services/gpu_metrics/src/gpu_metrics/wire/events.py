@@ -1,10 +1,10 @@
 """Events of a host's journal, between messages and the domain's values."""
 
 from gaming.gpu_metrics.v1 import events_pb2
-from gpu_metrics.domain.gpu_events import GpuEvent, GpuEventKind, Severity
+from gpu_metrics.domain.gpu_events import GpuEvent, GpuEventKind, JournalPosition, Severity
 from gpu_metrics.wire.moments import moment, timestamp
 
-__all__ = ["event_from_message", "event_message"]
+__all__ = ["event_from_message", "event_message", "position_from_message", "position_message"]
 
 
 def event_from_message(message: events_pb2.GpuEvent) -> GpuEvent:
@@ -36,4 +36,16 @@ def event_message(event: GpuEvent) -> events_pb2.GpuEvent:
         description=event.description,
         due_time=timestamp(event.due_time) if event.due_time is not None else None,
         xid_count=event.xid_count,
+    )
+
+
+def position_from_message(message: events_pb2.JournalPosition) -> JournalPosition:
+    """Return a place in a journal."""
+    return JournalPosition(message.host_id, message.journal_id, message.sequence)
+
+
+def position_message(position: JournalPosition) -> events_pb2.JournalPosition:
+    """Return a place in a journal as a message."""
+    return events_pb2.JournalPosition(
+        host_id=position.host_id, journal_id=position.journal_id, sequence=position.sequence
     )
