@@ -12,11 +12,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fake_driver import FakeDriver, build
 
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from servicekit.channels import open_channel
-
-SOURCE = Path(__file__).parents[2] / "services/gpu_metrics/tests/fake_nvml/fake_nvml.c"
 
 ONE_GPU = """\
 gpu 0 uuid GPU-5f1c0000-0000-0000-0000-000000000009
@@ -68,21 +67,10 @@ async def running(role: str, log_file: Path, **environ: str) -> AsyncIterator[Ru
         await asyncio.to_thread(process.process.wait, 60)
 
 
-def build_driver(directory: Path) -> Path:
-    library = directory / "libnvidia-ml.so.1"
-    compiler = os.environ.get("CC", "cc")
-    soname = "-Wl,-soname,libnvidia-ml.so.1"
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", soname, "-o", str(library), str(SOURCE)], check=True
-    )
-    return library
-
-
 @pytest.mark.slow
 async def test_an_agents_host_comes_goes_and_is_missed(tmp_path: Path) -> None:
-    library = build_driver(tmp_path)
-    scenario = tmp_path / "scenario"
-    scenario.write_text(ONE_GPU)
+    driver = FakeDriver(build(tmp_path / "driver"), tmp_path)
+    driver.write(ONE_GPU)
     async with running(
         "collector",
         tmp_path / "collector.log",
@@ -99,8 +87,7 @@ async def test_an_agents_host_comes_goes_and_is_missed(tmp_path: Path) -> None:
             "GPU_METRICS_PURCHASE_OPTION": "on-demand",
             "GPU_METRICS_MODEL_SERVERS": "gold=http://127.0.0.1:9",
             "GPU_METRICS_REPORT_INTERVAL_SECONDS": "0.2",
-            "LD_LIBRARY_PATH": str(library.parent),
-            "FAKE_NVML_SCENARIO": str(scenario),
+            **driver.environ(),
         }
         async with open_channel(address) as channel:
             request = gpu_metrics_pb2.WatchFleetRequest()

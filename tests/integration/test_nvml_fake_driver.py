@@ -1,20 +1,17 @@
 """The NVML adapter, through the unmodified nvidia-ml-py, against a fake driver library in C."""
 
 import asyncio
-import ctypes
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fake_driver import FakeDriver, build
 
 from gpu_metrics.adapters.nvml import NvmlGpus
 from gpu_metrics.domain.readings import GpuReading, MissingReason
 from servicekit.testing import FakeClock
-
-SOURCE = Path(__file__).parents[2] / "services/gpu_metrics/tests/fake_nvml/fake_nvml.c"
 
 TWO_GPUS = """\
 gpu 0 uuid GPU-5f1c0000-0000-0000-0000-000000000001
@@ -54,12 +51,7 @@ FIRST = GpuReading(
 
 @pytest.fixture(scope="session")
 def driver_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    library = tmp_path_factory.mktemp("nvml") / "libnvidia-ml.so.1"
-    compiler = os.environ.get("CC", "cc")
-    flags = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
-    flags.append("-Wl,-soname,libnvidia-ml.so.1")
-    subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE)], check=True)
-    return library
+    return build(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture
@@ -67,18 +59,12 @@ def scenario(
     driver_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str], None]]:
     """Writes what the driver does; a loaded library of the same name is what the binding gets."""
-    ctypes.CDLL(str(driver_library))
-    path = tmp_path / "scenario"
-    monkeypatch.setenv("FAKE_NVML_SCENARIO", str(path))
-
-    def write(text: str) -> None:
-        written = path.with_suffix(".new")
-        written.write_text(text)
-        written.replace(path)
-
-    write(TWO_GPUS)
-    yield write
-    write(TWO_GPUS)
+    driver = FakeDriver(driver_library, tmp_path)
+    driver.load()
+    monkeypatch.setenv("FAKE_NVML_SCENARIO", str(driver.scenario_path))
+    driver.write(TWO_GPUS)
+    yield driver.write
+    driver.write(TWO_GPUS)
 
 
 @pytest.fixture
