@@ -50,9 +50,7 @@ class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
             _check_speaks_for(host_id)
             # First, for what happened is told even where the view has no room for the host.
             held = self._events.take(report)
-            acknowledgement = (
-                self._feed.acknowledged(report) if report.events_only else self._feed.apply(report)
-            )
+            acknowledgement = self._feed.apply(report)
             yield gpu_metrics_pb2.StreamReportsResponse(
                 boot_id=acknowledgement.boot_id,
                 acknowledged_sequence=acknowledgement.sequence,
