@@ -1,4 +1,4 @@
-"""Delivers an agent's reports to one collector over an acknowledged gRPC stream."""
+"""Delivers an agent's reports and events to one collector over an acknowledged gRPC stream."""
 
 import asyncio
 import random
@@ -11,12 +11,17 @@ import structlog
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gpu_metrics import metric_names, wire
 from gpu_metrics.domain.readings import HostReport
+from gpu_metrics.domain.report_merge import merged
+from gpu_metrics.journal import EventBatch, EventJournal
 from servicekit.clock import Clock
 from servicekit.telemetry import Telemetry
 
 __all__ = ["CollectorLink"]
 
 log = structlog.get_logger(__name__)
+
+_MAXIMUM_EVENTS = 256
+"""Events in one message, the protocol's limit."""
 
 
 class _StreamBroken(Exception):
@@ -31,8 +36,14 @@ class CollectorLink:
     """Sends the newest report, waits for its acknowledgement, sends the newest again.
 
     There is never more than one report under way and one waiting; a slow or absent collector
-    misses the reports in between, which the newest one makes obsolete anyway. A broken stream is
+    misses the readings in between, which the newest ones make obsolete anyway, but not the samples:
+    those of a report that is replaced go into the newer one, up to a bound. A broken stream is
     opened again after a pause that doubles up to a maximum, with jitter.
+
+    Events of `journal` are sent as soon as they are in it, in messages of their own unless a report
+    waits. A stream begins by asking where the collector stands, and goes on from there: from the
+    beginning of what the journal holds with a collector that starts anew. One that takes no events
+    is sent none.
     """
 
     def __init__(
@@ -43,6 +54,7 @@ class CollectorLink:
         clock: Clock,
         jitter: random.Random,
         telemetry: Telemetry,
+        journal: EventJournal | None = None,
         acknowledge_timeout_seconds: float = 5.0,
         first_backoff_seconds: float = 0.2,
         maximum_backoff_seconds: float = 5.0,
@@ -51,16 +63,23 @@ class CollectorLink:
         self._name = name
         self._clock = clock
         self._jitter = jitter
+        self._journal = journal
         self._acknowledge_timeout_seconds = acknowledge_timeout_seconds
         self._first_backoff_seconds = first_backoff_seconds
         self._maximum_backoff_seconds = maximum_backoff_seconds
         self._waiting: HostReport | None = None
         self._under_way: HostReport | None = None
+        self._newest: HostReport | None = None
+        # By journal, where the collector stands; None until this stream was told.
+        self._positions: dict[str, int] | None = None
+        self._takes_events = journal is not None
+        self._stalled = False
         self._offered = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._sequence = 0
         self._failures = 0
+        self.replaced_reports = 0
         self._replaced = telemetry.counter(
             metric_names.AGENT_REPORTS_REPLACED,
             unit="1",
@@ -71,17 +90,21 @@ class CollectorLink:
             unit="1",
             description="report streams that had to be opened again",
         )
+        if journal is not None:
+            journal.add_listener(self._events_came)
 
     def offer(self, report: HostReport) -> None:
-        """Take the newest report in place of one that still waits."""
+        """Take the newest report in place of one that still waits, whose samples it takes over."""
         if self._waiting is not None:
+            self.replaced_reports += 1
             self._replaced.add(1, {"collector": self._name})
-        self._waiting = report
+            report = merged(self._waiting, report)
+        self._waiting = self._newest = report
         self._idle.clear()
         self._offered.set()
 
     async def delivered(self) -> None:
-        """Return once nothing waits or is under way."""
+        """Return once nothing waits or is under way, neither reports nor events."""
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -100,20 +123,27 @@ class CollectorLink:
             pause = min(self._maximum_backoff_seconds, pause) * self._jitter.uniform(0.5, 1.0)
             await self._clock.sleep(pause)
 
+    def _events_came(self) -> None:
+        self._stalled = False
+        if self._takes_events:
+            self._idle.clear()
+        # Nothing can be sent before the first report has said what host this is.
+        if self._newest is not None:
+            self._offered.set()
+
     async def _deliver(self) -> None:
         """Open one stream and use it until it breaks; raises `_StreamBroken`."""
         await self._offered.wait()
+        self._positions = None
+        self._takes_events, self._stalled = self._journal is not None, False
         call = self._stub.StreamReports()
         try:
             while True:
                 await self._offered.wait()
-                self._under_way, self._waiting = self._waiting, None
                 self._offered.clear()
-                if self._under_way is not None:
-                    await self._send(call, self._under_way)
-                self._under_way = None
-                if self._waiting is None:
-                    self._idle.set()
+                while await self._send_next(call):
+                    pass
+                self._idle.set()
         except TimeoutError:
             raise _StreamBroken("ACKNOWLEDGE_TIMEOUT") from None
         except grpc.aio.AioRpcError as error:
@@ -123,26 +153,62 @@ class CollectorLink:
             raise _StreamBroken("ENDED") from None
         finally:
             call.cancel()
-            if self._under_way is not None and self._waiting is None:
-                # Not acknowledged and nothing newer came: it is still the report to deliver.
-                self._waiting = self._under_way
-                self._offered.set()
-            self._under_way = None
+            self._keep_unacknowledged()
 
-    async def _send(
-        self,
-        call: grpc.aio.StreamStreamCall[
-            gpu_metrics_pb2.StreamReportsRequest, gpu_metrics_pb2.StreamReportsResponse
-        ],
-        report: HostReport,
-    ) -> None:
-        self._sequence += 1
-        message = wire.report_message(replace(report, sequence=self._sequence))
+    def _keep_unacknowledged(self) -> None:
+        if self._under_way is not None:
+            # What came since holds its readings, but not its samples.
+            newer = self._waiting
+            self._waiting = self._under_way if newer is None else merged(self._under_way, newer)
+            self._under_way = None
+        if self._waiting is not None or not self._idle.is_set():
+            self._offered.set()
+
+    async def _send_next(self, call: "_Call") -> bool:
+        """Send what is next, if anything; return whether there may be more."""
+        if self._journal is not None and self._takes_events and self._positions is None:
+            # Where the collector stands decides what it is sent.
+            await self._send_events(call, None)
+            return True
+        batch = self._pending_events()
+        if self._waiting is not None:
+            self._under_way, self._waiting = self._waiting, None
+            self._sequence += 1
+            report = replace(self._under_way, sequence=self._sequence)
+            await self._send(call, _with_events(report, batch, self._journal), batch)
+            self._under_way = None
+            return True
+        if batch is None:
+            return False
+        await self._send_events(call, batch)
+        return not self._stalled
+
+    def _pending_events(self) -> EventBatch | None:
+        if self._journal is None or self._positions is None or not self._takes_events:
+            return None
+        return self._journal.next_batch(self._positions, _MAXIMUM_EVENTS)
+
+    async def _send_events(self, call: "_Call", batch: EventBatch | None) -> None:
+        newest = self._newest
+        assert newest is not None  # noqa: S101  # offered before the stream was opened
+        report = HostReport(
+            host=newest.host,
+            boot_id=newest.boot_id,
+            sequence=max(1, self._sequence),
+            sample_time=self._clock.now(),
+            events_only=True,
+        )
+        await self._send(call, _with_events(report, batch, self._journal), batch)
+
+    async def _send(self, call: "_Call", report: HostReport, batch: EventBatch | None) -> None:
+        message = wire.report_message(report)
         async with asyncio.timeout(self._acknowledge_timeout_seconds):
             await call.write(message)
             answer = await call.read()
         if not isinstance(answer, gpu_metrics_pb2.StreamReportsResponse):
             raise _StreamBroken("ENDED")
+        if self._journal is not None:
+            self._take_position(answer, report, batch)
         if answer.boot_id != report.boot_id:
             if self._failures == 0:
                 log.error(
@@ -152,6 +218,43 @@ class CollectorLink:
                     explanation="a newer agent run reports for the same host id",
                 )
             raise _StreamBroken("SUPERSEDED")
-        if self._failures > 0:
+        if self._failures > 0 and not report.events_only:
             log.info("report_stream_restored", collector=self._name, failures=self._failures)
             self._failures = 0
+
+    def _take_position(
+        self,
+        answer: gpu_metrics_pb2.StreamReportsResponse,
+        report: HostReport,
+        batch: EventBatch | None,
+    ) -> None:
+        if answer.journal_id != report.journal_id or self._journal is None:
+            if self._takes_events:
+                log.warning("collector_takes_no_events", collector=self._name)
+            self._takes_events = False
+            return
+        position = answer.acknowledged_event_sequence
+        if self._positions is None:
+            self._positions = {}
+        self._positions[answer.journal_id] = position
+        self._journal.acknowledge(answer.journal_id, position)
+        # A collector that does not take what it is sent is asked again with the next report.
+        self._stalled = batch is not None and position < batch.events[0].sequence
+
+
+_Call = grpc.aio.StreamStreamCall[
+    gpu_metrics_pb2.StreamReportsRequest, gpu_metrics_pb2.StreamReportsResponse
+]
+
+
+def _with_events(
+    report: HostReport, batch: EventBatch | None, journal: EventJournal | None
+) -> HostReport:
+    if batch is None:
+        return replace(report, journal_id=journal.journal_id) if journal is not None else report
+    return replace(
+        report,
+        events=batch.events,
+        journal_id=batch.journal_id,
+        oldest_event_sequence=batch.oldest_sequence,
+    )
