@@ -39,11 +39,11 @@ def test_reports_are_acknowledged_once_they_are_in_the_view(view: FleetView) -> 
 def test_an_old_or_repeated_report_is_acknowledged_and_changes_nothing(view: FleetView) -> None:
     apply(view, make_report("i-1", 5, make_server(running_requests=5)))
     before = view.hosts(0.0)
-    for sequence in (5, 4):
+    for sequence, outcome in ((5, ApplyOutcome.IGNORED_OLD), (4, ApplyOutcome.OUT_OF_ORDER)):
         acknowledgement = view.apply(
             make_report("i-1", sequence, make_server(running_requests=99)), 0.0, NOON
         )
-        assert acknowledgement.outcome is ApplyOutcome.IGNORED_OLD
+        assert acknowledgement.outcome is outcome
         assert acknowledgement.sequence == 5
     assert view.hosts(0.0) == before
 

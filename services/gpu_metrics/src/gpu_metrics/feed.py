@@ -6,6 +6,7 @@ carries only the latest state of each changed host. Memory is bounded by the vie
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -83,9 +84,14 @@ class FleetFeed:
         self._changed = asyncio.Event()
         self._aggregates: tuple[TierAggregate, ...] = ()
         self._aggregates_of: tuple[int, int] | None = None
+        # Counted here and told at each look: an instrument costs as much as taking in a report.
+        self._outcomes: Counter[ApplyOutcome] = Counter()
         self._host_counts: tuple[tuple[float, str], ...] = ()
         self._reports = telemetry.counter(
             metric_names.REPORTS_RECEIVED, unit="1", description="reports received, by outcome"
+        )
+        self._samples = telemetry.counter(
+            metric_names.SAMPLES_RECEIVED, unit="1", description="samples received, by outcome"
         )
         self._coarsened = telemetry.counter(
             metric_names.LATENCY_BOUNDS_DIFFER,
@@ -104,7 +110,7 @@ class FleetFeed:
         """Take in a report. Raises `FleetFull` when the view cannot hold another host."""
         acknowledgement = self._view.apply(report, self._advance(), self._clock.now())
         outcome = acknowledgement.outcome
-        self._reports.add(1, {"outcome": outcome.value})
+        self._outcomes[outcome] += 1
         if outcome in _NOTABLE_OUTCOMES:
             log.info(
                 "host_reported",
@@ -116,15 +122,20 @@ class FleetFeed:
         self._wake_watchers()
         return acknowledgement
 
-    def acknowledged(self, report: HostReport) -> Acknowledgement:
-        """Return what the view has of the report's run, without taking the report."""
-        return self._view.acknowledged(report.host.host_id, report.boot_id)
-
     async def maintain(self) -> None:
         """Mark silent hosts stale and drop expired ones, until cancelled."""
         while True:
             self._count_hosts()
+            self._tell_counts()
             await self._clock.sleep(self._maintenance_seconds)
+
+    def _tell_counts(self) -> None:
+        for outcome, count in self._outcomes.items():
+            self._reports.add(count, {"outcome": outcome.value})
+        self._outcomes.clear()
+        for fate, count in self._view.fates.items():
+            self._samples.add(count, {"outcome": fate.value})
+        self._view.fates.clear()
 
     def _advance(self) -> float:
         """Bring the view to the present, telling what that did, and return the present."""
@@ -142,6 +153,10 @@ class FleetFeed:
         """Return the fleet as it is; no tiers means all."""
         hosts = self._view.hosts(self._advance(), tiers)
         return FleetNow(hosts, self._current_aggregates(tiers), self._clock.now())
+
+    def hosts(self) -> tuple[HostState, ...]:
+        """Return all hosts as they are, ordered by id."""
+        return self._view.hosts(self._advance())
 
     async def watch(
         self, tiers: frozenset[Tier], resume_token: str, minimum_interval_seconds: float

@@ -12,10 +12,14 @@ __all__ = [
     "PUBLISH_DROPPED",
     "PUBLISH_FAILURES",
     "REPORTS_RECEIVED",
+    "SAMPLES_RECEIVED",
 ]
 
 REPORTS_RECEIVED = "gpu_metrics.reports.received"
 """Reports that reached the collector, by `outcome`."""
+
+SAMPLES_RECEIVED = "gpu_metrics.samples.received"
+"""Samples that reached the collector, by `outcome`: accepted, or dropped and why."""
 
 FLEET_HOSTS = "gpu_metrics.fleet.hosts"
 """Hosts in the view, by `freshness`."""

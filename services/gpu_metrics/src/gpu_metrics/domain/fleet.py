@@ -63,7 +63,6 @@ class ApplyOutcome(Enum):
     OUT_OF_ORDER = "out_of_order"
     IGNORED_OLD = "ignored_old"
     IGNORED_SUPERSEDED = "ignored_superseded"
-    NOT_FOR_THE_VIEW = "not_for_the_view"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +174,8 @@ class FleetView:
 
         Of a report at or below the acknowledged sequence of its run at most the samples are taken,
         if it was not there before; nothing is taken of a run that another one of the same host has
-        superseded. A new run starts its sequence again. Raises `FleetFull` for a new host beyond the policy's maximum.
+        superseded. A new run starts its sequence again. Raises `FleetFull` for a new host beyond
+        the policy's maximum.
         """
         self.advance(now)
         host_id = report.host.host_id
@@ -209,7 +209,7 @@ class FleetView:
     def _take_old(
         self, entry: _Entry, report: HostReport, order: ReportOrder, receive_time: datetime
     ) -> Acknowledgement:
-        """Take the samples of a report whose readings newer ones have replaced, unless it is known."""
+        """Take the samples of a report whose readings were replaced, unless it was here before."""
         last = entry.state.report
         outcome = ApplyOutcome.IGNORED_OLD
         if order is ReportOrder.OUT_OF_ORDER and not report.leaving:

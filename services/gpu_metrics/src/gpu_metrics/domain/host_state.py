@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 
+from gpu_metrics.domain.processes import ProcessReading
 from gpu_metrics.domain.readings import Host, HostReport, Tier
+from gpu_metrics.domain.samples import AgentCost
 
 __all__ = ["Freshness", "HostState"]
 
@@ -18,7 +20,12 @@ class Freshness(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostState:
-    """One host as last reported; `revision` is the last change, its freshness included."""
+    """One host as last reported; `revision` is the last change, its freshness included.
+
+    `clock_skew_seconds` is by how much the host's clock is ahead of the collector's, `clock_sets`
+    how often the agent's run saw it set. Processes and cost are those of the last report that had
+    them.
+    """
 
     report: HostReport
     receive_time: datetime
@@ -26,6 +33,11 @@ class HostState:
     freshness: Freshness
     revision: int
     tiers_ever: frozenset[Tier]
+    clock_skew_seconds: float = 0.0
+    clock_sets: int = 0
+    processes: ProcessReading | None = None
+    processes_received_at: float = 0.0
+    cost: AgentCost | None = None
 
     @property
     def host(self) -> Host:

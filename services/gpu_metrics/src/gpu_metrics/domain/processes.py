@@ -1,6 +1,6 @@
 """Who uses the GPUs; what could not be found out is empty, and nothing is guessed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 __all__ = ["GpuProcess", "ProcessReading"]
@@ -35,3 +35,13 @@ class ProcessReading:
     read_time: datetime
     processes: tuple[GpuProcess, ...] = ()
     missing: tuple[tuple[str, int], ...] = ()
+
+    def of_gpu(self, gpu_uuid: str) -> "ProcessReading":
+        """Return what concerns one GPU alone; an empty UUID means all."""
+        if not gpu_uuid:
+            return self
+        return replace(
+            self,
+            processes=tuple(each for each in self.processes if each.gpu_uuid == gpu_uuid),
+            missing=tuple(entry for entry in self.missing if entry[0] == gpu_uuid),
+        )

@@ -5,6 +5,7 @@ from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
 from gpu_metrics.servicers.events import EventMethods
 from gpu_metrics.servicers.fleet import FleetMethods, HostMessages
+from gpu_metrics.servicers.gpus import GpuMethods
 from gpu_metrics.servicers.reports import GpuReportServicer
 from servicekit.clock import Clock
 from servicekit.server import ServiceRegistration
@@ -12,7 +13,7 @@ from servicekit.server import ServiceRegistration
 __all__ = ["GpuMetricsServicer", "GpuReportServicer", "registrations"]
 
 
-class GpuMetricsServicer(FleetMethods, EventMethods):
+class GpuMetricsServicer(FleetMethods, GpuMethods, EventMethods):
     """gaming.gpu_metrics.v1.GpuMetricsService: shows the fleet and what happens to it."""
 
     def __init__(self, feed: FleetFeed, clock: Clock, *, events: EventStore) -> None:

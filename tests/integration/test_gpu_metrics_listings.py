@@ -1,0 +1,120 @@
+"""GPUs, their processes and their history, asked of a collector over gRPC."""
+
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import grpc.aio
+import pytest
+
+from gaming.gpu_metrics.v1 import gpu_metrics_pb2, processes_pb2
+from gpu_metrics import wire
+from gpu_metrics.domain.processes import GpuProcess, ProcessReading
+from gpu_metrics.domain.readings import (
+    GpuReading,
+    Host,
+    HostReport,
+    MissingReason,
+    ModelServerReading,
+    Tier,
+)
+from gpu_metrics.testing import CollectorForTest, collector_for_test
+from servicekit.testing import reason_of
+
+
+@pytest.fixture
+async def collector() -> AsyncIterator[CollectorForTest]:
+    async with collector_for_test() as serving:
+        yield serving
+
+
+def report_of(
+    host_id: str, sequence: int = 1, processes: ProcessReading | None = None
+) -> HostReport:
+    return HostReport(
+        host=Host(host_id=host_id),
+        boot_id="boot",
+        sequence=sequence,
+        sample_time=datetime.now(UTC),
+        monotonic_microseconds=time.monotonic_ns() // 1000,
+        gpus=tuple(
+            GpuReading(
+                gpu_uuid=f"GPU-{host_id}-{index}",
+                index=index,
+                utilization_permille=500,
+                temperature_celsius=MissingReason.UNSUPPORTED,
+            )
+            for index in range(2)
+        ),
+        servers=(
+            ModelServerReading(
+                server_id=f"server-{host_id}", endpoint_url="http://10.0.0.1:1", tier=Tier.GOLD
+            ),
+        ),
+        processes=processes,
+    )
+
+
+async def report(collector: CollectorForTest, *reports: HostReport) -> None:
+    stream = collector.reports.StreamReports(timeout=60)
+    for each in reports:
+        await stream.write(wire.report_message(each))
+        assert await stream.read() is not grpc.aio.EOF
+    await stream.done_writing()
+
+
+async def test_gpus_are_listed_page_by_page_with_host_and_server(
+    collector: CollectorForTest,
+) -> None:
+    for host_id in ("i-1", "i-2"):
+        await report(collector, report_of(host_id))
+    first = await collector.fleet.ListGpus(gpu_metrics_pb2.ListGpusRequest(page_size=3), timeout=30)
+    second = await collector.fleet.ListGpus(
+        gpu_metrics_pb2.ListGpusRequest(page_size=3, page_token=first.next_page_token), timeout=30
+    )
+    listed = [*first.gpus, *second.gpus]
+    assert [(each.host.host_id, each.gpu.index) for each in listed] == [
+        ("i-1", 0),
+        ("i-1", 1),
+        ("i-2", 0),
+        ("i-2", 1),
+    ]
+    assert listed[0].servers[0].server_id == "server-i-1"
+    assert not listed[0].gpu.HasField("temperature_celsius")
+    assert [entry.field for entry in listed[0].gpu.missing] == ["temperature_celsius"]
+    assert second.next_page_token == ""
+
+
+async def test_processes_stand_until_the_agent_reads_them_again(
+    collector: CollectorForTest,
+) -> None:
+    reading = ProcessReading(
+        read_time=datetime.now(UTC),
+        processes=(
+            GpuProcess(process_id=7, gpu_uuid="GPU-i-1-0", name="vllm", model="llama"),
+            GpuProcess(process_id=8, gpu_uuid="GPU-i-1-1", unknown_because="no cgroup"),
+        ),
+    )
+    await report(collector, report_of("i-1", 1, reading), report_of("i-1", 2))
+    answer = await collector.fleet.GetGpuProcesses(
+        processes_pb2.GetGpuProcessesRequest(host_id="i-1", gpu_uuid="GPU-i-1-1"), timeout=30
+    )
+    assert [process.process_id for process in answer.reading.processes] == [8]
+    assert answer.reading.processes[0].unknown_because == "no cgroup"
+    assert answer.HasField("age")
+
+
+async def test_processes_that_were_never_read_are_unset(collector: CollectorForTest) -> None:
+    await report(collector, report_of("i-1"))
+    answer = await collector.fleet.GetGpuProcesses(
+        processes_pb2.GetGpuProcessesRequest(host_id="i-1"), timeout=30
+    )
+    assert not answer.HasField("reading")
+
+
+async def test_processes_of_an_unknown_host_are_not_found(collector: CollectorForTest) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collector.fleet.GetGpuProcesses(
+            processes_pb2.GetGpuProcessesRequest(host_id="nowhere"), timeout=30
+        )
+    assert reason_of(refused.value) == "HOST_UNKNOWN"
