@@ -52,7 +52,7 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
             telemetry=runtime.telemetry,
             interval_seconds=settings.cloudwatch_interval_seconds,
         )
-        tasks.append(publisher.run)
+        tasks += [publisher.observe, publisher.run]
     say_what_is_joined(settings.messaging)
     async with AsyncExitStack() as stack:
         if settings.messaging.publishes:

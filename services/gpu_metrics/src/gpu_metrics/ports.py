@@ -1,8 +1,10 @@
 """What the agent and the collector need from outside."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from enum import Enum
+from typing import Any, Protocol, TypeAlias
 
 from gaming.events.events_pb2 import GameEvent
 from gpu_metrics.domain.aggregate import TierAggregate
@@ -10,6 +12,7 @@ from gpu_metrics.domain.gpu_events import ObservedEvent
 from gpu_metrics.domain.processes import ProcessReading
 from gpu_metrics.domain.readings import GpuReading, Host, HostReport, ModelServerReading
 from gpu_metrics.domain.samples import DriverCost, SampleSeries
+from gpu_metrics.domain.tier_samples import TierDistribution
 
 __all__ = [
     "AggregateSink",
@@ -19,19 +22,49 @@ __all__ = [
     "GpuEventSource",
     "GpuSource",
     "HostSource",
+    "MetricBatch",
     "ModelServerSource",
     "ProcessSource",
+    "Publication",
     "PublishFailed",
+    "PublishOutcome",
     "ReportSink",
 ]
 
 
-class PublishFailed(Exception):
-    """The sink did not take the metrics; `cause_name` says why in one word."""
+class PublishOutcome(Enum):
+    """What is known of a batch that was not confirmed."""
 
-    def __init__(self, cause_name: str) -> None:
+    NOT_TAKEN = "not_taken"
+    """It certainly had no effect and may succeed later."""
+
+    REFUSED = "refused"
+    """It certainly had no effect and never will."""
+
+    UNKNOWN = "unknown"
+    """It may have had its effect, so repeating it could count everything twice."""
+
+
+class PublishFailed(Exception):
+    """The sink did not confirm a batch; `cause_name` says why in one word."""
+
+    def __init__(self, cause_name: str, outcome: PublishOutcome) -> None:
         super().__init__(cause_name)
         self.cause_name = cause_name
+        self.outcome = outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is told about one interval, and when it ended."""
+
+    time: datetime
+    aggregates: Sequence[TierAggregate]
+    distributions: Sequence[TierDistribution] = ()
+
+
+MetricBatch: TypeAlias = Sequence[Mapping[str, Any]]
+"""What a sink takes at once, all or nothing; in its own form."""
 
 
 class DriverMismatch(Exception):
@@ -136,8 +169,12 @@ class ReportSink(Protocol):
 class AggregateSink(Protocol):
     """Takes tier aggregates for dashboards and alarms."""
 
-    async def publish(self, aggregates: Sequence[TierAggregate]) -> None:
-        """Publish one interval. Raises `PublishFailed` when it was not taken."""
+    def batches(self, publication: Publication) -> Sequence[MetricBatch]:
+        """Return the publication in parts that the sink takes, none when it is empty."""
+        ...
+
+    async def send(self, batch: MetricBatch) -> None:
+        """Hand over one part, once. Raises `PublishFailed` when it was not confirmed."""
         ...
 
 
