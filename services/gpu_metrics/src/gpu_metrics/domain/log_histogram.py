@@ -1,4 +1,4 @@
-"""Histograms whose buckets grow by a constant ratio: they merge exactly, percentiles stay within 1 %.
+"""Histograms with buckets that grow by a constant ratio: merged exactly, percentiles within 1 %.
 
 The scheme is DDSketch's (Masson, Rim and Lee, "DDSketch: a fast and fully-mergeable quantile sketch
 with relative-error guarantees", PVLDB 12(12), 2019): with growth g = (1 + a) / (1 - a), bucket i
@@ -11,10 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
-__all__ = ["GROWTH", "RELATIVE_ACCURACY", "LogHistogram", "bucket_of", "buckets_of", "merge_all"]
+__all__ = ["GROWTH", "RELATIVE_ACCURACY", "LogHistogram", "bucket_of", "merge_all"]
 
 RELATIVE_ACCURACY = 0.01
 """How far a percentile may be from the true one, as a share of it."""
@@ -28,11 +25,6 @@ _LOG_GROWTH = math.log(GROWTH)
 def bucket_of(value: float) -> int:
     """Return the bucket of a value above 0."""
     return math.ceil(math.log(value) / _LOG_GROWTH - 1e-9)
-
-
-def buckets_of(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Return the buckets of values above 0."""
-    return np.ceil(np.log(values) / _LOG_GROWTH - 1e-9).astype(np.int64)
 
 
 def _middle(bucket: int) -> float:
@@ -52,38 +44,32 @@ class LogHistogram:
     @classmethod
     def of(cls, values: Iterable[float]) -> "LogHistogram":
         """Return the histogram of values. Raises ValueError for one below 0 or not finite."""
-        found = list(values)
-        if any(not math.isfinite(value) or value < 0 for value in found):
-            raise ValueError("a log-bucket histogram holds finite values from 0")
-        counts = Counter(bucket_of(value) for value in found if value > 0)
-        if not found:
-            return cls()
-        zeros = len(found) - sum(counts.values())
-        return cls(dict(counts), zeros, min(found), max(found), math.fsum(found))
+        return cls.of_weighted((value, 1) for value in values)
 
     @classmethod
-    def of_weighted(
-        cls, values: npt.NDArray[np.float64], weights: npt.NDArray[np.int64]
-    ) -> "LogHistogram":
-        """Return the histogram of values from 0 that were each observed `weights` times."""
-        if not len(values):
-            return cls()
-        positive = values > 0
-        buckets = buckets_of(values[positive])
+    def of_weighted(cls, observations: Iterable[tuple[float, int]]) -> "LogHistogram":
+        """Return the histogram of values and how often each was observed, at least once.
+
+        Raises ValueError for a value below 0 or not finite.
+        """
         counts: dict[int, int] = {}
-        if len(buckets):
-            lowest = int(buckets.min())
-            counted = np.bincount(buckets - lowest, weights=weights[positive])
-            counts = {
-                lowest + int(place): round(counted[place]) for place in np.flatnonzero(counted)
-            }
-        return cls(
-            counts,
-            int(weights[~positive].sum()),
-            float(values.min()),
-            float(values.max()),
-            float(values @ weights),
-        )
+        zeros, minimum, maximum, total = 0, math.inf, -math.inf, 0.0
+        buckets: dict[float, int] = {}
+        for value, count in observations:
+            if value == 0:
+                zeros += count
+            else:
+                # Neighbouring observations are often the same.
+                bucket = buckets.get(value)
+                if bucket is None:
+                    if not (0 < value < math.inf):
+                        raise ValueError("a log-bucket histogram holds finite values from 0")
+                    bucket = buckets[value] = bucket_of(value)
+                counts[bucket] = counts.get(bucket, 0) + count
+            minimum = min(minimum, value)
+            maximum = max(maximum, value)
+            total += value * count
+        return cls(counts, zeros, minimum, maximum, total)
 
     @property
     def count(self) -> int:
