@@ -1,9 +1,12 @@
 import asyncio
 from collections.abc import Sequence
+from datetime import datetime
 
 import pytest
 
 from gpu_metrics.agent import Agent
+from gpu_metrics.domain.gpu_events import GpuEventKind, ObservedEvent
+from gpu_metrics.domain.processes import ProcessReading
 from gpu_metrics.domain.readings import (
     GpuReading,
     Host,
@@ -11,9 +14,12 @@ from gpu_metrics.domain.readings import (
     MissingReason,
     ModelServerReading,
 )
+from gpu_metrics.domain.samples import AgentCost, DriverCost, FleetMetric, SampleSeries
+from gpu_metrics.journal import EventJournal
+from gpu_metrics.ports import DriverMismatch
 from servicekit.testing import FakeClock
 
-from .builders import make_server
+from .builders import NOON, make_server
 
 
 class FixedHost:
@@ -144,3 +150,135 @@ async def test_a_cancelled_agent_says_nothing(clock: FakeClock) -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert not any(report.leaving for report in sink.offered)
+
+
+class ScriptedEvents:
+    """An event source that sees what it is told to, and counts what was taken."""
+
+    def __init__(self) -> None:
+        self.seen: asyncio.Queue[ObservedEvent] = asyncio.Queue()
+
+    def see(self, kind: GpuEventKind) -> None:
+        self.seen.put_nowait(ObservedEvent(kind=kind, time=NOON, gpu_uuid="G1"))
+
+    async def next_event(self) -> ObservedEvent:
+        return await self.seen.get()
+
+
+class MismatchedGpus(ScriptedEvents):
+    """GPUs whose driver was replaced while they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mismatched = False
+
+    async def read_gpus(self) -> Sequence[GpuReading]:
+        if not self.mismatched:
+            return [GpuReading(gpu_uuid="G1", index=0)]
+        self.see(GpuEventKind.DRIVER_MISMATCH)
+        raise DriverMismatch
+
+
+class FixedDriver:
+    driver_version = "570.1"
+    cost = DriverCost(calls=12, seconds=0.5)
+
+    def take_series(self, sample_time: datetime) -> tuple[SampleSeries, ...]:
+        metric = FleetMetric.GPU_UTILIZATION_PERMILLE
+        return (SampleSeries(gpu_index=0, metric=metric, offset_microseconds=(5,), values=(1000,)),)
+
+
+class FixedProcesses:
+    def __init__(self) -> None:
+        self.reading = ProcessReading(read_time=NOON)
+
+    async def read_processes(self) -> ProcessReading:
+        return self.reading
+
+
+async def test_what_a_source_sees_is_in_the_journal_in_order(clock: FakeClock) -> None:
+    journal, events, stopping = EventJournal(), ScriptedEvents(), asyncio.Event()
+    agent = Agent(
+        host=FixedHost(),
+        gpus=[],
+        servers=[],
+        sinks=[RecordingSink()],
+        clock=clock,
+        boot_id="boot",
+        journal=journal,
+        event_sources=[events],
+    )
+    running = asyncio.ensure_future(agent.run(stopping))
+    events.see(GpuEventKind.GPU_LOST)
+    events.see(GpuEventKind.GPU_BACK)
+    await clock.advance(0.5)
+    stopping.set()
+    await running
+    batch = journal.next_batch({}, 10)
+    assert batch is not None
+    assert [event.kind for event in batch.events] == [GpuEventKind.GPU_LOST, GpuEventKind.GPU_BACK]
+
+
+async def test_a_driver_that_does_not_match_ends_the_agent_once_that_is_written_and_told(
+    clock: FakeClock,
+) -> None:
+    journal, gpus, sink = EventJournal(), MismatchedGpus(), RecordingSink()
+    agent = Agent(
+        host=FixedHost(),
+        gpus=[gpus],
+        servers=[],
+        sinks=[sink],
+        clock=clock,
+        boot_id="boot",
+        journal=journal,
+        event_sources=[gpus],
+    )
+    running = asyncio.ensure_future(agent.run(asyncio.Event()))
+    await clock.advance(0.5)
+    gpus.mismatched = True
+    await clock.advance(1.0)
+    with pytest.raises(DriverMismatch):
+        await asyncio.wait_for(running, 30)
+    batch = journal.next_batch({}, 10)
+    assert batch is not None
+    assert [event.kind for event in batch.events] == [GpuEventKind.DRIVER_MISMATCH]
+    # The host does not leave, and shows no GPU that nobody can read.
+    assert not any(report.leaving for report in sink.offered)
+    assert sink.offered[-1].gpus == ()
+
+
+async def test_a_report_holds_samples_cost_and_what_the_driver_tells(clock: FakeClock) -> None:
+    agent = Agent(
+        host=FixedHost(),
+        gpus=[FixedGpus("G1")],
+        servers=[],
+        sinks=[],
+        clock=clock,
+        boot_id="boot",
+        drivers=[FixedDriver()],
+        measure_cost=lambda: AgentCost(driver_calls=12),
+    )
+    await clock.advance(3)
+    report = await agent.read()
+    assert report.host.driver_version == "570.1"
+    assert report.series[0].values == (1000,)
+    assert report.cost == AgentCost(driver_calls=12)
+    assert report.monotonic_microseconds == round(clock.monotonic() * 1_000_000)
+
+
+async def test_processes_are_reported_once_each_time_they_were_read(clock: FakeClock) -> None:
+    processes = FixedProcesses()
+    agent = Agent(
+        host=FixedHost(),
+        gpus=[],
+        servers=[],
+        sinks=[],
+        clock=clock,
+        boot_id="boot",
+        processes=processes,
+    )
+    first, second = await agent.read(), await agent.read()
+    processes.reading = ProcessReading(read_time=NOON.replace(hour=13))
+    third = await agent.read()
+    assert (first.processes is not None, second.processes) == (True, None)
+    assert third.processes == processes.reading
