@@ -33,6 +33,7 @@ from ranking_measures import Judged, Question, area_under_roc, mean_measures
 from vector_cache import DiskCachedEmbedder
 
 from gaming.knowledge_base.v1 import lore_pb2, story_pb2, worlds_pb2
+from knowledge_base.adapters.late_interaction import LateInteraction
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
 from knowledge_base.config import EmbeddingSettings
 from knowledge_base.domain.chunking import chunk_document
@@ -226,7 +227,10 @@ async def evaluate(owner_url: str, sets: Sequence[Path], *, accept: bool) -> boo
     try:
         async with OnnxEmbedder.from_package(model_cache, threads=2) as model:
             embedder = DiskCachedEmbedder(model, _CACHE)
-            async with serve_knowledge_base(owner_url, embedder=embedder) as running:
+            reranker = LateInteraction(model)
+            async with serve_knowledge_base(
+                owner_url, embedder=embedder, reranker=reranker
+            ) as running:
                 evaluation = Evaluation(running, embedder, Baselines(connection))
                 lore = await evaluation.documents(own_set())
                 show("lore (sections)", lore)

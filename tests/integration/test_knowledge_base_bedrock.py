@@ -17,6 +17,7 @@ from aiohttp import web
 
 from knowledge_base.__main__ import offered_models
 from knowledge_base.adapters.bedrock_embedder import BedrockEmbedder, open_bedrock_embedder
+from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
 from knowledge_base.config import EmbeddingSettings
 from knowledge_base.domain.embedding_models import EmbeddingRefused, EmbeddingUnavailable
 from servicekit.clock import SystemClock
@@ -248,7 +249,11 @@ async def test_calls_in_flight_and_waiting_queries_are_bounded(
 
 def offered(**environ: str) -> list[str]:
     settings = load_settings(EmbeddingSettings, environ)
-    return [model.name for model in offered_models(settings, SystemClock(), RANDOM)]
+
+    async def lend_model() -> OnnxEmbedder:
+        raise AssertionError("a model is opened when it is first needed")
+
+    return [model.name for model in offered_models(settings, lend_model, SystemClock(), RANDOM)]
 
 
 def test_the_settings_choose_what_a_new_database_is_filled_with() -> None:

@@ -7,7 +7,7 @@ python -m knowledge_base prepare-model   writes the embedding model's graph, the
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -17,6 +17,7 @@ from random import Random
 from gaming.events.events_pb2 import GameEvent
 from knowledge_base.adapters.bus_events import bus_event
 from knowledge_base.adapters.database import Database, UnsafeDatabaseError, open_database
+from knowledge_base.adapters.late_interaction import LateInteraction
 from knowledge_base.adapters.minilm_weights import ModelFilesError
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
 from knowledge_base.adapters.postgres_concepts import PostgresConcepts
@@ -51,6 +52,7 @@ from knowledge_base.ingest import LoreIngest
 from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder
 from knowledge_base.ports_context import TokenCounter
+from knowledge_base.ports_reranker import Reranker
 from knowledge_base.search import LoreSearch
 from knowledge_base.servicer import KnowledgeBaseServicer
 from knowledge_base.subscriptions import BusListener, Subscriptions
@@ -71,6 +73,8 @@ _USAGE = 2
 # Enough for the relay, the clean-up and a few events at once; the rest of them wait their turn.
 _BUS_CONNECTIONS = 6
 
+LendModel = Callable[[], Awaitable[OnnxEmbedder]]
+
 
 async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> None:
     """Serves until a signal comes."""
@@ -81,9 +85,10 @@ async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> Non
         )
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(connect(stored))
+        lend_model = await stack.enter_async_context(shared_model(settings.embedding))
         models = await stack.enter_async_context(
             EmbeddingModels(
-                offered_models(settings.embedding, runtime.clock, runtime.random),
+                offered_models(settings.embedding, lend_model, runtime.clock, runtime.random),
                 PostgresEmbeddingModels(database),
                 runtime.clock,
                 query_cache_size=settings.embedding.query_cache_size,
@@ -103,6 +108,7 @@ async def serve(settings: KnowledgeBaseSettings, runtime: ServiceRuntime) -> Non
             filled_rows_per_second=settings.embedding.filled_rows_per_second,
             worlds=worlds,
             token_counter=await asyncio.to_thread(_token_counter),
+            reranker=await _reranker(settings.embedding, lend_model),
         )
         await runtime.serve(
             [servicer.registration()],
@@ -126,6 +132,7 @@ def compose(
     filled_rows_per_second: float,
     worlds: WholeWorlds,
     token_counter: TokenCounter | None = None,
+    reranker: Reranker | None = None,
 ) -> tuple[KnowledgeBaseServicer, WorldMemory, EmbeddingChange]:
     """Returns the service on a database and its models, and the parts that have a task to run.
 
@@ -142,13 +149,18 @@ def compose(
         request_retention=timedelta(hours=stored.request_retention_hours),
     )
     search = LoreSearch(
-        lore, models, clock, ranking.ranking, stale_answer_seconds=stored.stale_answer_seconds
+        lore,
+        models,
+        clock,
+        ranking.ranking,
+        stale_answer_seconds=stored.stale_answer_seconds,
+        reranker=reranker,
     )
     worlds.forgetful.extend((models, search))
     concepts = ConceptBook(PostgresConcepts(database), clock)
     facts = FactBook(PostgresFacts(database), clock)
     graph = ConceptGraph(PostgresGraph(database))
-    ingest = LoreIngest(lore, models, ConceptDeclarations(concepts), clock)
+    ingest = LoreIngest(lore, models, ConceptDeclarations(concepts), clock, reranker=reranker)
     subscriptions = Subscriptions(PostgresSubscriptions(database), clock)
     change = EmbeddingChange(
         PostgresEmbeddingModels(database), models, clock, rows_per_second=filled_rows_per_second
@@ -265,14 +277,13 @@ async def prepare_model(settings: ModelSettings, runtime: ServiceRuntime) -> Non
 
 
 def offered_models(
-    settings: EmbeddingSettings, clock: Clock, rng: Random
+    settings: EmbeddingSettings, lend_model: LendModel, clock: Clock, rng: Random
 ) -> tuple[OfferedModel, ...]:
     """Returns the models this process can embed with, the one of the settings first."""
 
     @asynccontextmanager
     async def open_local() -> AsyncIterator[Embedder]:
-        async with await _open_embedder(settings) as embedder:
-            yield embedder
+        yield await lend_model()
 
     def open_bedrock() -> AbstractAsyncContextManager[Embedder]:
         # The AWS SDK is slow to import, and a service on the local model does without it.
@@ -300,6 +311,36 @@ def offered_models(
     dimensions = int(settings.bedrock_dimensions)
     bedrock = OfferedModel(titan_name(dimensions), dimensions, open_bedrock)
     return (local, bedrock) if settings.embedder == "local" else (bedrock, local)
+
+
+@asynccontextmanager
+async def shared_model(settings: EmbeddingSettings) -> AsyncIterator[LendModel]:
+    """Lends the local model to whoever asks, opened when it is first needed, closed at the end.
+
+    What is lent raises ModelFilesError and OSError, as `OnnxEmbedder.from_package` does.
+    """
+    opening = asyncio.Lock()
+    opened: list[OnnxEmbedder] = []
+    async with AsyncExitStack() as stack:
+
+        async def lend() -> OnnxEmbedder:
+            async with opening:
+                if not opened:
+                    model = await _open_embedder(settings)
+                    opened.append(await stack.enter_async_context(model))
+            return opened[0]
+
+        yield lend
+
+
+async def _reranker(settings: EmbeddingSettings, lend_model: LendModel) -> Reranker | None:
+    """Returns the reranker of the settings; none where the local model is not installed."""
+    if settings.reranker == "none":
+        return None
+    try:
+        return LateInteraction(await lend_model())
+    except ModelFilesError:
+        return None
 
 
 async def _open_embedder(settings: EmbeddingSettings) -> OnnxEmbedder:

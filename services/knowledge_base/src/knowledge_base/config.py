@@ -132,6 +132,13 @@ class EmbeddingSettings:
         maximum=64,
         help="runs of the model that embed documents at once, a core each",
     )
+    reranker: str = setting(
+        "KNOWLEDGE_BASE_RERANKER",
+        default="late_interaction",
+        choices=("late_interaction", "none"),
+        help="what reads the best passages of a search of lore once more; documents are embedded"
+        " anew when they are next ingested after a change of this",
+    )
     query_cache_size: int = setting(
         "KNOWLEDGE_BASE_QUERY_CACHE_SIZE",
         default=2048,

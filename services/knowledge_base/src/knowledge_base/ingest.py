@@ -20,7 +20,15 @@ from knowledge_base.domain.lore import (
     check_path,
 )
 from knowledge_base.embedding_models import EmbeddingModels
-from knowledge_base.ports import DocumentVersion, Embedder, IngestSession, LoreStore, Vector
+from knowledge_base.ports import (
+    DocumentVersion,
+    Embedder,
+    IngestSession,
+    LoreStore,
+    PassageCodes,
+    Vector,
+)
+from knowledge_base.ports_reranker import Reranker
 from servicekit.clock import Clock
 from servicekit.errors import DeadlineExceeded
 
@@ -37,7 +45,10 @@ _SILENCE_SECONDS = 60.0
 
 
 class LoreIngest:
-    """Ingests collections of Markdown documents."""
+    """Ingests collections of Markdown documents.
+
+    With a reranker, what it keeps of each passage is stored beside the passage's vector.
+    """
 
     def __init__(
         self,
@@ -45,11 +56,14 @@ class LoreIngest:
         models: EmbeddingModels,
         declarations: ConceptDeclarations,
         clock: Clock,
+        *,
+        reranker: Reranker | None = None,
     ) -> None:
         self._store = store
         self._models = models
         self._declarations = declarations
         self._clock = clock
+        self._reranker = reranker
         self._running = 0
 
     async def ingest(
@@ -123,7 +137,7 @@ class LoreIngest:
         source: str,
     ) -> AsyncGenerator[IngestProgress | IngestedDocument, None]:
         # The model comes last: a change of it relies on that.
-        recipe = f"{CHUNKING}/{embedder.model}"
+        recipe = f"{self._way_of_reading()}/{embedder.model}"
         sha256 = hashlib.sha256(content).digest()
         if known and known.content_sha256 == sha256 and known.recipe == recipe:
             yield IngestedDocument(path, IngestState.UNCHANGED, known.chunks)
@@ -132,12 +146,14 @@ class LoreIngest:
         count = len(document.chunks)
         hashes = [chunk.search_text_sha256 for chunk in document.chunks]
         vectors = await session.known_embeddings(hashes, recipe)
+        codes = await self._known_codes(session, hashes, recipe, vectors)
         missing = _missing(document, hashes, vectors)
         for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
             yield IngestProgress(path, count, len(missing), start)
             batch = missing[start : start + _EMBEDDED_AT_ONCE]
-            computed = await embedder.embed_documents([text for _, text in batch])
+            computed, kept = await self._read([text for _, text in batch], embedder)
             vectors.update(zip((sha for sha, _ in batch), computed, strict=True))
+            codes.update(zip((sha for sha, _ in batch), kept, strict=False))  # none kept
         await self._declarations.record(document.concepts, source)
         rows = [vectors[sha] for sha in hashes]
         await session.replace_document(
@@ -147,8 +163,41 @@ class LoreIngest:
             np.array(rows, dtype=np.float32).reshape(len(rows), -1),
             self._clock.now(),
             model=embedder.model,
+            codes=None
+            if self._reranker is None
+            else PassageCodes(self._reranker.name, tuple(codes[sha] for sha in hashes)),
         )
         yield IngestedDocument(path, IngestState.STORED, count, len(missing))
+
+    def _way_of_reading(self) -> str:
+        """Names all that decides what is stored of a text, but for the embedding model."""
+        return CHUNKING if self._reranker is None else f"{CHUNKING}+{self._reranker.name}"
+
+    async def _known_codes(
+        self,
+        session: IngestSession,
+        hashes: Sequence[bytes],
+        recipe: str,
+        vectors: dict[bytes, Vector],
+    ) -> dict[bytes, bytes]:
+        """Returns the codes that are stored; a vector without its codes is known no more."""
+        if self._reranker is None or not vectors:
+            return {}
+        codes = await session.known_codes(hashes, recipe, self._reranker.name)
+        for sha in vectors.keys() - codes.keys():
+            del vectors[sha]
+        return codes
+
+    async def _read(
+        self, texts: Sequence[str], embedder: Embedder
+    ) -> tuple[Vector, tuple[bytes, ...]]:
+        """Returns the vectors of texts and what the reranker keeps, in one run if it can."""
+        if self._reranker is None:
+            return await embedder.embed_documents(texts), ()
+        prepared = await self._reranker.prepare(texts)
+        if prepared.vectors is not None and self._reranker.embedding_model == embedder.model:
+            return prepared.vectors, prepared.codes
+        return await embedder.embed_documents(texts), prepared.codes
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

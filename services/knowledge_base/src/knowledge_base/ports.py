@@ -61,6 +61,14 @@ class DocumentVersion:
     chunks: int
 
 
+@dataclass(frozen=True, slots=True)
+class PassageCodes:
+    """What the reranker of this name keeps of a document's passages, in their order."""
+
+    reranker: str
+    codes: tuple[bytes, ...]
+
+
 class Embedder(Protocol):
     """Turns texts into unit vectors whose inner product is their similarity in meaning."""
 
@@ -97,6 +105,12 @@ class IngestSession(Protocol):
         """Returns the vectors that are stored for these hashes of embedded text."""
         ...
 
+    async def known_codes(
+        self, hashes: Sequence[bytes], recipe: str, reranker: str
+    ) -> dict[bytes, bytes]:
+        """Returns what a reranker keeps of the texts with these hashes, as far as it is stored."""
+        ...
+
     async def replace_document(
         self,
         path: str,
@@ -106,6 +120,7 @@ class IngestSession(Protocol):
         now: datetime,
         *,
         model: str,
+        codes: PassageCodes | None = None,
     ) -> None:
         """Puts the document, linked to its concepts, in place of what its path held.
 
@@ -162,6 +177,18 @@ class LoreStore(Protocol):
 
         Raises EmbeddingModelChanged when `model` is no longer the active one.
         """
+        ...
+
+    async def search_with_codes(
+        self,
+        query: SearchQuery,
+        embedding: Vector | None,
+        parameters: RankingParameters,
+        *,
+        model: str,
+        reranker: str,
+    ) -> list[tuple[SearchResult, bytes | None]]:
+        """Returns as `search`, each with what the reranker keeps of it; None: nothing is kept."""
         ...
 
 

@@ -7,6 +7,11 @@ SELECT * FROM knowledge_base.recall_story_events(
     $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26
 )
 
+-- name: nearest_story_events
+SELECT * FROM knowledge_base.nearest_story_events(
+    $1, knowledge_base.embedded_with($5, $2), $3, $4
+)
+
 -- name: events_around
 SELECT * FROM knowledge_base.events_around($1, $2, $3, $4, $5)
 
@@ -17,3 +22,19 @@ SELECT f.*, knowledge_base.concepts_of_passage(
 FROM knowledge_base.search_passages(
     $1, knowledge_base.embedded_with($12, $2), $3, $4, $5, $6, $7, $8, $9, $10, $11
 ) AS f
+
+-- name: search_passages_with_codes
+SELECT f.*, knowledge_base.concepts_of_passage(
+    f.collection, f.path, f.start_line, f.end_line, f.text
+) AS concepts, knowledge_base.codes_of_passage(
+    f.collection, f.path, f.start_line, f.end_line, f.text, $13
+) AS codes
+FROM knowledge_base.search_passages(
+    $1, knowledge_base.embedded_with($12, $2), $3, $4, $5, $6, $7, $8, $9, $10, $11
+) AS f
+
+-- name: known_passage_codes
+SELECT * FROM knowledge_base.known_passage_codes($1, $2, $3)
+
+-- name: keep_passage_codes
+SELECT knowledge_base.keep_passage_codes($1, $2, $3, $4)

@@ -15,8 +15,10 @@ from knowledge_base.domain.lore import (
     SearchQuery,
     SearchResult,
 )
+from knowledge_base.domain.reranking import rerank, reranked_candidates
 from knowledge_base.domain.text import check_text, normalise_name
-from knowledge_base.ports import Embedder, LoreStore
+from knowledge_base.ports import Embedder, LoreStore, Vector
+from knowledge_base.ports_reranker import Reranker
 from servicekit.clock import Clock
 from servicekit.errors import Unavailable
 from servicekit.paging import Page, decode_page_token, encode_page_token
@@ -53,11 +55,13 @@ class LoreSearch:
         parameters: RankingParameters,
         *,
         stale_answer_seconds: float,
+        reranker: Reranker | None = None,
     ) -> None:
         self._store = store
         self._embedder = embedder
         self._clock = clock
         self._parameters = parameters
+        self._reranker = reranker
         self._stale_answer_seconds = stale_answer_seconds
         self._recent: OrderedDict[SearchQuery, tuple[float, SearchAnswer]] = OrderedDict()
 
@@ -78,9 +82,7 @@ class LoreSearch:
         if query.mode is not SearchMode.KEYWORD:
             embedding = await self._embedder.embed_query(query.text)
         try:
-            results = await self._store.search(
-                query, embedding, self._parameters, model=self._embedder.model
-            )
+            results = await self._found(query, embedding)
         except Unavailable:
             known = self._known(query)
             if known is None:
@@ -154,6 +156,29 @@ class LoreSearch:
     def forget_texts(self) -> None:
         """Forgets the searches answered lately."""
         self._recent.clear()
+        if self._reranker is not None:
+            self._reranker.forget_texts()
+
+    async def _found(self, query: SearchQuery, embedding: Vector | None) -> list[SearchResult]:
+        """Returns passages, best first, reranked where all that come into question can be."""
+        model = self._embedder.model
+        if self._reranker is None or query.mode is not SearchMode.HYBRID:
+            return await self._store.search(query, embedding, self._parameters, model=model)
+        found = await self._store.search_with_codes(
+            reranked_candidates(query),
+            embedding,
+            self._parameters,
+            model=model,
+            reranker=self._reranker.name,
+        )
+        codes = [each for _, each in found if each is not None]
+        if len(codes) < len(found):
+            # Ingested without codes; scores of two kinds cannot be compared.
+            return await self._store.search(query, embedding, self._parameters, model=model)
+        scores = await self._reranker.score(query.text, codes)
+        return rerank(
+            [result for result, _ in found], scores, query, self._parameters.reranker_weight
+        )
 
     def _known(self, query: SearchQuery) -> SearchAnswer | None:
         time, answer = self._recent.get(query, (0.0, None))

@@ -31,6 +31,7 @@ from knowledge_base.embedding_change import EmbeddingChange
 from knowledge_base.embedding_models import EmbeddingModels, OfferedModel
 from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder, Vector
+from knowledge_base.ports_reranker import PreparedPassages, Reranker
 from knowledge_base.whole_worlds import WholeWorlds, open_whole_worlds
 from messaging.consumer import Handler
 from servicekit.clock import Clock, SystemClock
@@ -41,6 +42,7 @@ __all__ = [
     "SERVICE_ROLE",
     "Failure",
     "HashEmbedder",
+    "HashReranker",
     "IsometricEmbedder",
     "RunningKnowledgeBase",
     "empty_database",
@@ -101,6 +103,39 @@ class HashEmbedder:
             digest = hashlib.sha256(word.encode()).digest()
             vector[1 + int.from_bytes(digest[:4], "big") % (self.dimensions - 1)] += 1.0
         return vector / np.float32(np.linalg.norm(vector))
+
+
+class HashReranker:
+    """A `Reranker` for tests: the share of a query's words that a passage has.
+
+    No setting selects it. `prepared` lists the passages it was asked for.
+    """
+
+    name = "hash-for-tests"
+    embedding_model = ""
+
+    def __init__(self) -> None:
+        self.prepared: list[str] = []
+
+    async def prepare(self, texts: Sequence[str]) -> PreparedPassages:
+        """Keeps the first four bytes of a digest of each word."""
+        self.prepared.extend(texts)
+        return PreparedPassages(tuple(b"".join(sorted(_digests(text))) for text in texts), None)
+
+    async def score(self, query: str, passages: Sequence[bytes]) -> list[float]:
+        """Returns the share of the query's words that each passage has."""
+        asked = _digests(query)
+        return [
+            len(asked & {codes[at : at + 4] for at in range(0, len(codes), 4)}) / max(1, len(asked))
+            for codes in passages
+        ]
+
+    def forget_texts(self) -> None:
+        """Remembers none."""
+
+
+def _digests(text: str) -> set[bytes]:
+    return {hashlib.sha256(word.encode()).digest()[:4] for word in _WORD.findall(text.lower())}
 
 
 class IsometricEmbedder:
@@ -220,6 +255,7 @@ async def serve_knowledge_base(
     clock: Clock | None = None,
     announces: bool = False,
     runs_jobs: bool = True,
+    reranker: Reranker | None = None,
     **environ: str,
 ) -> AsyncIterator[RunningKnowledgeBase]:
     """Migrates the database, then serves from it on a free port, as the role without privileges.
@@ -231,6 +267,7 @@ async def serve_knowledge_base(
         clock: the service's time.
         announces: whether recorded story events are put into the outbox.
         runs_jobs: whether it works on whole worlds; otherwise it only takes the orders.
+        reranker: of searches of lore; default: none.
         environ: settings of the service and its server as environment variables.
     """
     await migrate_schema(owner_url, service_url(owner_url), SERVICE_ROLE)
@@ -259,6 +296,7 @@ async def serve_knowledge_base(
             announces=announces,
             filled_rows_per_second=load_settings(EmbeddingSettings, environ).filled_rows_per_second,
             worlds=worlds,
+            reranker=reranker,
         )
         take = compose_listener(
             database,

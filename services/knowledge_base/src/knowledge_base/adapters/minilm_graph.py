@@ -4,7 +4,12 @@ The architecture is BERT (Devlin et al. 2019) with 6 layers, 12 heads, width 384
 GELU, followed by mean pooling over the real tokens and L2 normalisation (Reimers & Gurevych 2019),
 all inside the graph. The graph uses ONNX's standard operators only; onnxruntime fuses them.
 
-    input_ids, attention_mask: int64 [batch, tokens]  ->  embedding: float32 [batch, 384]
+    input_ids, attention_mask: int64 [batch, tokens]
+    -> embedding: float32 [batch, 384]
+       tokens: float32 [batch, tokens, 128], each token's last hidden state, projected, unit length
+
+The projection keeps the principal directions of token vectors; `token_projection.npy` holds it as
+int8 [384, 128], and benchmarks/knowledge_base/token_projection.py says how it was made.
 """
 
 import os
@@ -17,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors import safe_open
 
-__all__ = ["GRAPH_FILE", "WEIGHTS_FILE", "write_graph"]
+__all__ = ["GRAPH_FILE", "TOKEN_SIZE", "WEIGHTS_FILE", "write_graph"]
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.bin"
@@ -27,6 +32,9 @@ HEADS = 12
 HIDDEN_SIZE = 384
 HEAD_SIZE = HIDDEN_SIZE // HEADS
 LAYER_NORM_EPSILON = 1e-12
+TOKEN_SIZE = 128
+
+_PROJECTION = Path(__file__).with_name("token_projection.npy")
 
 # onnxruntime maps the weights file; mapped tensors start on page boundaries.
 _ALIGNMENT_BYTES = 4096
@@ -55,7 +63,14 @@ def write_graph(weights: Path, directory: Path) -> None:
                 helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
                 for name in ("input_ids", "attention_mask")
             ],
-            [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", HIDDEN_SIZE])],
+            [
+                helper.make_tensor_value_info(
+                    "embedding", TensorProto.FLOAT, ["batch", HIDDEN_SIZE]
+                ),
+                helper.make_tensor_value_info(
+                    "tokens", TensorProto.FLOAT, ["batch", "tokens", TOKEN_SIZE]
+                ),
+            ],
             initializer=builder.initializers,
         ),
         opset_imports=[helper.make_opsetid("", _OPSET)],
@@ -81,6 +96,7 @@ class _GraphBuilder:
         for layer in range(LAYERS):
             hidden = self._layer(f"encoder.layer.{layer}", hidden, additive_mask)
         self._pool(hidden)
+        self._project(hidden)
 
     def _embeddings(self) -> str:
         words = self._node(
@@ -164,6 +180,14 @@ class _GraphBuilder:
         norm = self._node("ReduceL2", total, axes=[1], keepdims=1)
         norm = self._node("Max", norm, self._floats("tiny", 1e-12))
         self.nodes.append(helper.make_node("Div", [total, norm], ["embedding"]))
+
+    def _project(self, hidden: str) -> None:
+        # Scaled to about unit columns; what is left of the scale the norm takes out.
+        projection = np.load(_PROJECTION).astype(np.float32) / 127
+        projected = self._node("MatMul", hidden, self._constant("token_projection", projection))
+        norm = self._node("ReduceL2", projected, axes=[2], keepdims=1)
+        norm = self._node("Max", norm, self._floats("tiny", 1e-12))
+        self.nodes.append(helper.make_node("Div", [projected, norm], ["tokens"]))
 
     # --- tensors ------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ __all__ = ["ensure_graph"]
 log = structlog.get_logger(__name__)
 
 # Rises with every change of what `minilm_graph` writes, so that old graphs are not used.
-_FORMAT = "minilm-onnx-1"
+_FORMAT = "minilm-onnx-2"
 _GRAPH = "model.onnx"
 _MANIFEST = "manifest.json"
 

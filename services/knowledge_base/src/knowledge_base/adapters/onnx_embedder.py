@@ -1,11 +1,13 @@
 """Sentence embeddings by all-MiniLM-L6-v2 in this process, through onnxruntime."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 import onnxruntime
@@ -16,7 +18,7 @@ from knowledge_base.adapters.minilm_weights import MODEL_NAME, find_model_files
 from knowledge_base.adapters.model_cache import ensure_graph
 from knowledge_base.adapters.query_batches import QueryBatches
 
-__all__ = ["OnnxEmbedder"]
+__all__ = ["OnnxEmbedder", "Reading"]
 
 # What the model was trained for (its sentence_bert_config.json); the tokenizer's file says 128.
 MAXIMUM_TOKENS = 256
@@ -25,6 +27,22 @@ MAXIMUM_TOKENS = 256
 _PADDED_TOKENS_PER_RUN = 256
 _QUERIES_WAITING = 64
 _QUERIES_PER_BATCH = 16
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the model makes of one text.
+
+    Attributes:
+        vector: the text's unit vector, shape [384].
+        tokens: unit vectors of its tokens in order, without those that mark its ends, shape
+            [count, 128].
+    """
+
+    vector: NDArray[np.float32]
+    tokens: NDArray[np.float32]
 
 
 class OnnxEmbedder:
@@ -59,7 +77,9 @@ class OnnxEmbedder:
         self._executor = ThreadPoolExecutor(document_runs + 1, thread_name_prefix="embedder")
         self._documents = asyncio.Semaphore(document_runs)
         self._queries = QueryBatches(
-            self._submit, largest=_QUERIES_PER_BATCH, waiting=_QUERIES_WAITING
+            partial(self._submit, self._vectors),
+            largest=_QUERIES_PER_BATCH,
+            waiting=_QUERIES_WAITING,
         )
 
     @classmethod
@@ -104,21 +124,32 @@ class OnnxEmbedder:
 
         Cancelling takes effect between two model runs.
         """
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
+        rows = [reading.vector for reading in await self.read_documents(texts)]
+        return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimensions)
+
+    async def read_documents(self, texts: Sequence[str]) -> list[Reading]:
+        """Returns what the model makes of texts, in the order given; as `embed_documents`."""
+        readings: dict[int, Reading] = {}
         # Texts of like length share a run, so that little is padded.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
 
-        async def embed(batch: Sequence[int]) -> None:
+        async def read(batch: Sequence[int]) -> None:
             async with self._documents:
-                vectors[batch] = await self._submit([texts[index] for index in batch])
+                found = await self._submit(self._read, [texts[index] for index in batch])
+            readings.update(zip(batch, found, strict=True))
 
         start = 0
         async with asyncio.TaskGroup() as group:
             while start < len(order):
                 batch = order[start : start + _batch_size(len(texts[order[start]]))]
-                group.create_task(embed(batch))
+                group.create_task(read(batch))
                 start += len(batch)
-        return vectors
+        return [readings[index] for index in range(len(texts))]
+
+    async def read_query(self, text: str) -> Reading:
+        """Returns what the model makes of one text, ahead of waiting documents."""
+        (reading,) = await self._submit(self._read, [text])
+        return reading
 
     def close(self) -> None:
         """Waits for the run in progress, drops what waits."""
@@ -135,28 +166,38 @@ class OnnxEmbedder:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    def _submit(self, texts: Sequence[str]) -> asyncio.Future[NDArray[np.float32]]:
-        return asyncio.get_running_loop().run_in_executor(self._executor, self._run, texts)
+    def _submit(
+        self, run: Callable[[Sequence[str]], T], texts: Sequence[str]
+    ) -> "asyncio.Future[T]":
+        return asyncio.get_running_loop().run_in_executor(self._executor, run, texts)
 
-    def _run(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = [reading.vector for reading in self._read(texts)]
+        return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimensions)
+
+    def _read(self, texts: Sequence[str]) -> list[Reading]:
         encodings = [self._tokenizer.encode(text) for text in texts]
-        vectors = np.empty((len(texts), self.dimensions), dtype=np.float32)
-        start = 0
-        while start < len(encodings):
-            end = start + _run_size(encodings[start:])
-            vectors[start:end] = self._infer(encodings[start:end])
-            start = end
-        return vectors
+        readings: list[Reading] = []
+        while len(readings) < len(encodings):
+            left = encodings[len(readings) :]
+            readings += self._infer(left[: _run_size(left)])
+        return readings
 
-    def _infer(self, encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+    def _infer(self, encodings: Sequence[Encoding]) -> list[Reading]:
         longest = max(len(encoding.ids) for encoding in encodings)
         ids = np.zeros((len(encodings), longest), dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, encoding in enumerate(encodings):
             ids[row, : len(encoding.ids)] = encoding.ids
             mask[row, : len(encoding.ids)] = 1
-        (embedding,) = self._session.run(["embedding"], {"input_ids": ids, "attention_mask": mask})
-        return np.asarray(embedding, dtype=np.float32)
+        vectors, tokens = self._session.run(
+            ["embedding", "tokens"], {"input_ids": ids, "attention_mask": mask}
+        )
+        # Copied, since a view would keep the whole run's memory.
+        return [
+            Reading(vectors[row].copy(), tokens[row, 1 : len(encoding.ids) - 1].copy())
+            for row, encoding in enumerate(encodings)
+        ]
 
 
 def _batch_size(characters: int) -> int:

@@ -25,7 +25,7 @@ from knowledge_base.domain.lore import (
     SearchQuery,
     SearchResult,
 )
-from knowledge_base.ports import DocumentVersion, IngestSession, Vector
+from knowledge_base.ports import DocumentVersion, IngestSession, PassageCodes, Vector
 from servicekit.clock import Clock
 
 __all__ = ["PostgresLore"]
@@ -99,35 +99,25 @@ class PostgresLore:
 
         Raises EmbeddingModelChanged when `model` is no longer the active one.
         """
+        arguments = _search_arguments(query, embedding, parameters, model)
+        rows = await self._database.fetch(RETRIEVAL_QUERIES.search_passages, *arguments)
+        return [_result(row) for row in rows]
+
+    async def search_with_codes(
+        self,
+        query: SearchQuery,
+        embedding: Vector | None,
+        parameters: RankingParameters,
+        *,
+        model: str,
+        reranker: str,
+    ) -> list[tuple[SearchResult, bytes | None]]:
+        """Returns as `search`, each with what the reranker keeps of it; None: nothing is kept."""
+        arguments = _search_arguments(query, embedding, parameters, model)
         rows = await self._database.fetch(
-            RETRIEVAL_QUERIES.search_passages,
-            query.text,
-            None if embedding is None else encode_vector(embedding),
-            query.mode.value,
-            list(query.collections) or None,
-            query.limit,
-            query.per_section,
-            query.neighbours,
-            parameters.vector_weight,
-            parameters.k1,
-            parameters.b,
-            parameters.frequent_from,
-            model,
+            RETRIEVAL_QUERIES.search_passages_with_codes, *arguments, reranker
         )
-        return [
-            SearchResult(
-                row["text"],
-                _citation(row),
-                row["score"],
-                row["vector_score"],
-                row["keyword_score"],
-                tuple(row["concepts"]),
-                row["keyword_share"],
-                tuple(row["text_before"]),
-                tuple(row["text_after"]),
-            )
-            for row in rows
-        ]
+        return [(_result(row), row["codes"]) for row in rows]
 
     async def _lock(self, connection: asyncpg.Connection, collection: str) -> None:
         deadline = self._clock.monotonic() + self._lock_wait_seconds
@@ -139,6 +129,39 @@ class PostgresLore:
                     metadata={"collection": collection},
                 )
             await self._clock.sleep(_LOCK_POLL_SECONDS)
+
+
+def _search_arguments(
+    query: SearchQuery, embedding: Vector | None, parameters: RankingParameters, model: str
+) -> tuple[Any, ...]:
+    return (
+        query.text,
+        None if embedding is None else encode_vector(embedding),
+        query.mode.value,
+        list(query.collections) or None,
+        query.limit,
+        query.per_section,
+        query.neighbours,
+        parameters.vector_weight,
+        parameters.k1,
+        parameters.b,
+        parameters.frequent_from,
+        model,
+    )
+
+
+def _result(row: Any) -> SearchResult:
+    return SearchResult(
+        row["text"],
+        _citation(row),
+        row["score"],
+        row["vector_score"],
+        row["keyword_score"],
+        tuple(row["concepts"]),
+        row["keyword_share"],
+        tuple(row["text_before"]),
+        tuple(row["text_after"]),
+    )
 
 
 def _document(row: Any) -> Document:
@@ -182,6 +205,14 @@ class _PostgresIngestSession:
         rows = await self._fetch(QUERIES.known_embeddings, list(hashes), recipe)
         return {row["embedding_input_sha256"]: row["embedding"] for row in rows}
 
+    async def known_codes(
+        self, hashes: Sequence[bytes], recipe: str, reranker: str
+    ) -> dict[bytes, bytes]:
+        rows = await self._fetch(
+            RETRIEVAL_QUERIES.known_passage_codes, list(hashes), recipe, reranker
+        )
+        return {row["embedding_input_sha256"]: row["codes"] for row in rows}
+
     async def replace_document(
         self,
         path: str,
@@ -191,6 +222,7 @@ class _PostgresIngestSession:
         now: datetime,
         *,
         model: str,
+        codes: PassageCodes | None = None,
     ) -> None:
         chunks = [
             {
@@ -220,6 +252,14 @@ class _PostgresIngestSession:
                 [encode_vector(embedding) for embedding in embeddings],
                 model,
             )
+            if codes is not None:
+                await self._fetch(
+                    RETRIEVAL_QUERIES.keep_passage_codes,
+                    self._collection,
+                    path,
+                    codes.reranker,
+                    list(codes.codes),
+                )
             if links:
                 await self._fetch(
                     QUERIES.link_concepts,

@@ -101,6 +101,7 @@ class RankingParameters:
         k1: saturation of term frequency in BM25 (Robertson & Zaragoza 2009).
         b: strength of BM25's length normalisation, 0..1. Both defaults are those that Anserini
             tuned for passages (Yang, Fang & Lin 2017).
+        reranker_weight: 0..1, of a reranker's score against relevance, where there is one.
         frequent_from: passages with a word from which it may be pruned; see migration 0011.
     """
 
@@ -108,6 +109,7 @@ class RankingParameters:
     k1: float = 0.9
     b: float = 0.4
     frequent_from: int = 5000
+    reranker_weight: float = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ class SearchResult:
     """A passage with its scores.
 
     `score` is relevance as `RankingParameters` has it, or the one leg's part in the other modes.
+    `reranker_score` is None where no reranker took part; else it has its part in `score`.
     """
 
     text: str
@@ -156,6 +159,7 @@ class SearchResult:
     keyword_share: float = 0.0
     text_before: tuple[str, ...] = ()
     text_after: tuple[str, ...] = ()
+    reranker_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,7 @@ def search_result_message(result: SearchResult) -> lore_pb2.SearchResult:
         concepts=result.concepts,
         text_before=result.text_before,
         text_after=result.text_after,
+        reranker_score=result.reranker_score,
     )
 
 

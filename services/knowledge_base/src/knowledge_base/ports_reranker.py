@@ -1,0 +1,52 @@
+"""The reranker that a search of lore may use."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from knowledge_base.ports import Vector
+
+__all__ = ["PreparedPassages", "Reranker"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPassages:
+    """What a reranker makes of passages when they are ingested.
+
+    Attributes:
+        codes: what is kept of each passage.
+        vectors: those of the embedding model that the reranker runs anyway, shape [passages,
+            dimensions]; None when it runs none.
+    """
+
+    codes: tuple[bytes, ...]
+    vectors: Vector | None
+
+
+class Reranker(Protocol):
+    """Scores the best passages of a search once more, by reading them more closely.
+
+    What it needs of a passage is computed when the passage is ingested and kept beside it.
+    """
+
+    @property
+    def name(self) -> str:
+        """Names the reranker; codes of different rerankers are not compared."""
+        ...
+
+    @property
+    def embedding_model(self) -> str:
+        """Names the embedding model whose vectors `prepare` returns; empty: none."""
+        ...
+
+    async def prepare(self, texts: Sequence[str]) -> PreparedPassages:
+        """Returns what is kept of the texts, in the order given."""
+        ...
+
+    async def score(self, query: str, passages: Sequence[bytes]) -> list[float]:
+        """Returns how well passages answer a query, 0..1 each, from their codes."""
+        ...
+
+    def forget_texts(self) -> None:
+        """Forgets the queries it remembers."""
+        ...

@@ -1,0 +1,96 @@
+"""Late interaction gives what its definition says, and reranking loses and crowds nothing."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from knowledge_base.domain.late_interaction import decode_tokens, encode_tokens, met_share
+from knowledge_base.domain.lore import Citation, SearchQuery, SearchResult
+from knowledge_base.domain.reranking import rerank, reranked_candidates
+
+SIZE = 16
+
+
+def unit_vectors(seed: int, count: int) -> NDArray[np.float32]:
+    vectors = np.random.default_rng(seed).standard_normal((count, SIZE)).astype(np.float32)
+    unit: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return unit
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 12))
+def test_codes_give_the_directions_back(seed: int, count: int) -> None:
+    vectors = unit_vectors(seed, count)
+    codes = encode_tokens(vectors)
+    assert len(codes) == count * SIZE
+    decoded = decode_tokens(codes, SIZE)
+    assert decoded.shape == vectors.shape
+    assert np.all((decoded * vectors).sum(axis=1) > 0.999)
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 9), max_size=8), st.integers(0, 5))
+def test_a_share_is_the_mean_of_the_nearest_tokens(
+    seed: int, counts: list[int], asked: int
+) -> None:
+    query = unit_vectors(seed, asked)
+    passages = [unit_vectors(seed + 1 + number, count) for number, count in enumerate(counts)]
+    expected = [
+        min(1.0, max(0.0, ((query @ tokens.T).max(axis=1).mean() - 0.3) / 0.7))
+        if asked and len(tokens)
+        else 0.0
+        for tokens in passages
+    ]
+    shares = met_share(query, [encode_tokens(tokens) for tokens in passages])
+    assert shares == pytest.approx(expected, abs=0.02)
+
+
+def test_a_passage_with_the_querys_own_tokens_meets_it_in_full() -> None:
+    query = unit_vectors(1, 5)
+    (share,) = met_share(query, [encode_tokens(np.concatenate([unit_vectors(2, 9), query]))])
+    assert share == pytest.approx(1.0, abs=0.01)
+
+
+def result(number: int, section: int, score: float) -> SearchResult:
+    place = Citation("lore", "a.md", ("A", f"section {section}"), number, number)
+    return SearchResult(f"passage {number}", place, score, score, None)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1), st.floats(0, 1)), max_size=40),
+    st.integers(1, 20),
+    st.integers(1, 3),
+)
+def test_reranking_keeps_the_best_and_lets_no_section_crowd_out_the_others(
+    passages: list[tuple[int, float, float]], limit: int, per_section: int
+) -> None:
+    results = [result(number, section, of) for number, (section, of, _) in enumerate(passages)]
+    scores = [score for _, _, score in passages]
+    query = SearchQuery("q", limit=limit, per_section=per_section)
+    found = rerank(results, scores, query, 0.4)
+    assert len(found) == min(limit, len(results))
+    assert len({item.text for item in found}) == len(found)
+    for item in found:
+        number = int(item.text.removeprefix("passage "))
+        assert item.reranker_score == scores[number]
+        assert item.score == pytest.approx(0.4 * scores[number] + 0.6 * results[number].score)
+    sections: Counter[tuple[str, ...]] = Counter()
+    crowding = []
+    for item in found:
+        sections[item.citation.heading_path] += 1
+        crowding.append(sections[item.citation.heading_path] > per_section)
+    assert crowding == sorted(crowding)
+    for part in (False, True):
+        of_part = [
+            item.score for item, crowds in zip(found, crowding, strict=True) if crowds is part
+        ]
+        assert of_part == sorted(of_part, reverse=True)
+
+
+def test_more_passages_come_into_question_than_are_asked_for() -> None:
+    query = SearchQuery("q", limit=10, per_section=2, neighbours=1)
+    candidates = reranked_candidates(query)
+    assert (candidates.limit, candidates.per_section, candidates.neighbours) == (50, 50, 1)
+    assert reranked_candidates(SearchQuery("q", limit=80)).limit == 80
