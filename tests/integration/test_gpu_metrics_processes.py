@@ -83,6 +83,8 @@ async def test_an_agents_host_comes_goes_and_is_missed(tmp_path: Path) -> None:
         agent_settings = {
             "GPU_METRICS_COLLECTORS": address,
             "GPU_METRICS_HOST_ID": "i-0abc",
+            "GPU_METRICS_STATE_DIRECTORY": str(tmp_path / "state"),
+            "GPU_METRICS_IMDS_ENABLED": "false",
             "GPU_METRICS_INSTANCE_TYPE": "g5.xlarge",
             "GPU_METRICS_PURCHASE_OPTION": "on-demand",
             "GPU_METRICS_MODEL_SERVERS": "gold=http://127.0.0.1:9",

@@ -1,6 +1,11 @@
 import pytest
 
-from gpu_metrics.config import AgentSettings, CollectorSettings, ModelServerAddress
+from gpu_metrics.agent_settings import (
+    AgentSettings,
+    ModelServerAddress,
+    default_state_directory,
+)
+from gpu_metrics.config import CollectorSettings
 from gpu_metrics.domain.readings import PurchaseOption, Tier
 from servicekit.settings import SettingsError, load_settings
 
@@ -55,3 +60,18 @@ def test_a_host_cannot_expire_before_it_is_stale() -> None:
     settings = load_settings(CollectorSettings, {"GPU_METRICS_EXPIRE_AFTER_SECONDS": "5"})
     with pytest.raises(SettingsError, match="GPU_METRICS_EXPIRE_AFTER_SECONDS=5 is wrong"):
         settings.fleet_policy()
+
+
+def test_events_are_kept_below_var_by_root_and_below_the_home_by_others() -> None:
+    assert str(default_state_directory(0, "/root")) == "/var/lib/gamekeeper/gpu_metrics"
+    assert (
+        str(default_state_directory(1000, "/home/a"))
+        == "/home/a/.local/state/gamekeeper/gpu_metrics"
+    )
+    assert str(default_state_directory(1000, "")) == "/var/lib/gamekeeper/gpu_metrics"
+
+
+@pytest.mark.parametrize("variable", ["GPU_METRICS_IMDS_URL", "GPU_METRICS_DCGM_URL"])
+def test_a_source_is_reached_over_http(variable: str) -> None:
+    with pytest.raises(SettingsError, match="must be a http or https url"):
+        load_settings(AgentSettings, {variable: "localhost:9400"})

@@ -1,47 +1,89 @@
 """The agent's composition root."""
 
+import os
+import re
 import socket
 import uuid
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import aiohttp
+import structlog
 
 from gpu_metrics.adapters.collector_link import CollectorLink
 from gpu_metrics.adapters.configured_host import ConfiguredHost
+from gpu_metrics.adapters.ec2_host import Ec2Host, instance_id
+from gpu_metrics.adapters.event_journal_file import open_journal
+from gpu_metrics.adapters.imds import InstanceMetadata
 from gpu_metrics.adapters.nvml import NvmlGpus
+from gpu_metrics.adapters.process_cost import CostMeter
 from gpu_metrics.adapters.vllm_server import ScrapedServer, VllmServer
 from gpu_metrics.agent import Agent
-from gpu_metrics.config import AgentSettings, ModelServerAddress
+from gpu_metrics.agent_settings import AgentSettings, ModelServerAddress
 from gpu_metrics.domain.readings import Host
+from gpu_metrics.journal import EventJournal
+from gpu_metrics.ports import DriverMismatch, DriverSource, GpuEventSource, GpuSource
 from servicekit.channels import open_channel
 from servicekit.runtime import ServiceRuntime, run_service
 
-__all__ = ["main"]
+__all__ = ["EXIT_DRIVER_MISMATCH", "main"]
+
+EXIT_DRIVER_MISMATCH = 3
+"""The GPU driver was replaced under the agent; a new process can read the GPUs again."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Sources:
+    """What the GPUs are read from; one source may stand in several places."""
+
+    gpus: list[GpuSource] = field(default_factory=list)
+    events: list[GpuEventSource] = field(default_factory=list)
+    drivers: list[DriverSource] = field(default_factory=list)
 
 
 async def run_agent(settings: AgentSettings, runtime: ServiceRuntime) -> None:
-    """Report on this host until told to stop."""
-    host = Host(
-        host_id=settings.host_id or socket.gethostname(),
-        instance_type=settings.instance_type,
-        availability_zone=settings.availability_zone,
-        purchase_option=settings.purchase_option,
-    )
+    """Report on this host until told to stop.
+
+    Raises `DriverMismatch` when only a new process can read the GPUs again.
+    """
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        channels = [
-            (target, await stack.enter_async_context(open_channel(target, settings.channel)))
-            for target in settings.collectors
-        ]
-        gpus = []
+        host = await _identify(settings, runtime, session)
+        journal = _journal(settings, host.host_id, stack)
+        sources = _Sources()
+        host_source: ConfiguredHost | Ec2Host = ConfiguredHost(host)
+        background = []
+        if settings.imds_enabled:
+            host_source = Ec2Host(
+                host,
+                _metadata(settings, runtime, session),
+                clock=runtime.clock,
+                journal=journal,
+                poll_seconds=settings.spot_poll_seconds,
+            )
+            sources.events.append(host_source)
+            background.append(host_source.run)
         if settings.nvml_enabled:
             nvml = NvmlGpus(clock=runtime.clock, timeout_seconds=settings.nvml_timeout_seconds)
             stack.callback(nvml.close)
-            gpus.append(nvml)
+            sources.gpus.append(nvml)
+        links = [
+            CollectorLink(
+                await stack.enter_async_context(open_channel(target, settings.channel)),
+                name=target,
+                clock=runtime.clock,
+                jitter=runtime.random,
+                telemetry=runtime.telemetry,
+                journal=journal,
+            )
+            for target in settings.collectors
+        ]
         agent = Agent(
-            host=ConfiguredHost(host),
-            gpus=gpus,
+            host=host_source,
+            gpus=sources.gpus,
             servers=[
                 VllmServer(
                     _scraped(address, host.host_id, settings.advertised_host),
@@ -51,22 +93,69 @@ async def run_agent(settings: AgentSettings, runtime: ServiceRuntime) -> None:
                 )
                 for address in settings.model_servers
             ],
-            sinks=[
-                CollectorLink(
-                    channel,
-                    name=target,
-                    clock=runtime.clock,
-                    jitter=runtime.random,
-                    telemetry=runtime.telemetry,
-                )
-                for target, channel in channels
-            ],
+            sinks=links,
             clock=runtime.clock,
             boot_id=uuid.uuid4().hex,
+            journal=journal,
+            event_sources=sources.events,
+            drivers=sources.drivers,
+            measure_cost=CostMeter(drivers=sources.drivers, links=links, journal=journal),
+            background=background,
             interval_seconds=settings.report_interval_seconds,
             start_delay_seconds=runtime.random.uniform(0, settings.report_interval_seconds),
         )
         await agent.run(runtime.stopping)
+
+
+def _metadata(
+    settings: AgentSettings, runtime: ServiceRuntime, session: aiohttp.ClientSession
+) -> InstanceMetadata:
+    return InstanceMetadata(
+        session,
+        clock=runtime.clock,
+        base_url=settings.imds_url,
+        timeout_seconds=settings.imds_timeout_seconds,
+    )
+
+
+async def _identify(
+    settings: AgentSettings, runtime: ServiceRuntime, session: aiohttp.ClientSession
+) -> Host:
+    """Return the host as the settings have it, its id asked of EC2 where they have none."""
+    host_id = settings.host_id
+    if not host_id and settings.imds_enabled:
+        host_id = await instance_id(_metadata(settings, runtime, session))
+    return Host(
+        host_id=host_id or socket.gethostname(),
+        instance_type=settings.instance_type,
+        availability_zone=settings.availability_zone,
+        purchase_option=settings.purchase_option,
+    )
+
+
+def _journal(settings: AgentSettings, host_id: str, stack: AsyncExitStack) -> EventJournal:
+    """Return the host's journal, in memory where the directory cannot be written."""
+    directory = settings.state_directory / _directory_name(host_id)
+    try:
+        journal, file = open_journal(directory, bound=settings.journal_events)
+    except OSError as error:
+        log.warning(
+            "journal_in_memory",
+            directory=str(directory),
+            cause=os.strerror(error.errno) if error.errno else type(error).__name__,
+            explanation="events that no collector has yet are lost when the agent ends; set "
+            "GPU_METRICS_STATE_DIRECTORY to a directory of this agent's own",
+        )
+        return EventJournal(bound=settings.journal_events)
+    stack.callback(file.close)
+    log.info("journal_opened", directory=str(directory), journal_id=journal.journal_id)
+    return journal
+
+
+def _directory_name(host_id: str) -> str:
+    """Return a file name that no other host id has."""
+    plain = re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):x}_", host_id)
+    return plain if plain.strip(".") else f"host-{plain}"
 
 
 def _scraped(address: ModelServerAddress, host_id: str, advertised_host: str) -> ScrapedServer:
@@ -83,4 +172,18 @@ def _scraped(address: ModelServerAddress, host_id: str, advertised_host: str) ->
 
 def main() -> int:
     """Run an agent with the settings of the environment and return the exit code."""
-    return run_service("gpu_metrics_agent", AgentSettings, run_agent)
+    mismatched = False
+
+    async def run(settings: AgentSettings, runtime: ServiceRuntime) -> None:
+        nonlocal mismatched
+        try:
+            await run_agent(settings, runtime)
+        except DriverMismatch:
+            mismatched = True
+            log.error(  # noqa: TRY400  # there is nothing to see in the traceback
+                "driver_mismatch",
+                explanation="the GPU driver was replaced; a new process can read it again",
+            )
+
+    code = run_service("gpu_metrics_agent", AgentSettings, run)
+    return EXIT_DRIVER_MISMATCH if mismatched and code == 0 else code

@@ -9,12 +9,13 @@ import asyncio
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import structlog
 
 from gpu_metrics.domain.event_window import EventWindow
-from gpu_metrics.domain.gpu_events import GpuEvent, ObservedEvent
+from gpu_metrics.domain.gpu_events import GpuEvent, GpuEventKind, ObservedEvent
 from gpu_metrics.domain.xid_counts import XidCounts
 
 __all__ = ["DEFAULT_BOUND", "EventBatch", "EventJournal", "JournalStore"]
@@ -91,6 +92,16 @@ class EventJournal:
     def xid_counts(self) -> XidCounts:
         """Return how many XIDs each GPU had; not to be changed."""
         return self._xid_counts
+
+    def holds(
+        self, kind: GpuEventKind, *, time: datetime | None = None, due_time: datetime | None = None
+    ) -> bool:
+        """Return whether an event of this kind, with these times where given, is held."""
+        return any(
+            event.kind is kind and time in (None, event.time) and due_time in (None, event.due_time)
+            for window in self._windows
+            for event in window.events
+        )
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever there are new events."""

@@ -1,0 +1,197 @@
+"""The machine as EC2 and ECS describe it, and what the cloud announces about it."""
+
+import asyncio
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+
+from gpu_metrics.adapters.imds import InstanceMetadata, MetadataUnavailable
+from gpu_metrics.domain.gpu_events import GpuEventKind, ObservedEvent, Severity
+from gpu_metrics.domain.readings import Host, PurchaseOption
+from gpu_metrics.journal import EventJournal
+from servicekit.clock import Clock
+
+__all__ = ["Ec2Host", "instance_id"]
+
+log = structlog.get_logger(__name__)
+
+_PURCHASE_OPTIONS = {
+    "spot": PurchaseOption.SPOT,
+    "on-demand": PurchaseOption.ON_DEMAND,
+    "scheduled": PurchaseOption.ON_DEMAND,
+    "capacity-block": PurchaseOption.ON_DEMAND,
+}
+# The identity never changes; while it is not known it is asked for again at this pace.
+_IDENTITY_RETRY_SECONDS = 60.0
+_WAITING_EVENTS = 16
+
+
+async def instance_id(metadata: InstanceMetadata) -> str:
+    """Return the EC2 instance's id, empty where no metadata service answers."""
+    try:
+        return (await metadata.read("instance-id") or "")[:128]
+    except MetadataUnavailable:
+        return ""
+
+
+class Ec2Host:
+    """Fills in what the settings leave open, and watches for Spot notices.
+
+    A notice sets `interruption_time`, a recommendation `rebalance_time`, for as long as the cloud
+    repeats them; each is an event once, also across restarts of the agent. Without a metadata
+    service the host is as configured, and one line in the log says so.
+    """
+
+    def __init__(
+        self,
+        configured: Host,
+        metadata: InstanceMetadata,
+        *,
+        clock: Clock,
+        journal: EventJournal,
+        poll_seconds: float = 5.0,
+    ) -> None:
+        self._host = configured
+        self._metadata = metadata
+        self._clock = clock
+        self._journal = journal
+        self._poll_seconds = poll_seconds
+        self._identified = False
+        self._problem: str | None = None
+        self._told: set[tuple[GpuEventKind, datetime]] = set()
+        self._events: asyncio.Queue[ObservedEvent] = asyncio.Queue(_WAITING_EVENTS)
+
+    async def read_host(self) -> Host:
+        """Return the machine as far as it is known now."""
+        return self._host
+
+    async def next_event(self) -> ObservedEvent:
+        """Wait for the cloud's next announcement."""
+        return await self._events.get()
+
+    async def run(self) -> None:
+        """Keep the host up to date until cancelled."""
+        while True:
+            try:
+                if not self._identified:
+                    await self._identify()
+                # The cloud takes back Spot instances alone.
+                if self._host.purchase_option is not PurchaseOption.ON_DEMAND:
+                    await self._poll_notices()
+                self._note("")
+            except MetadataUnavailable as problem:
+                self._note(problem.cause_name)
+            await self._clock.sleep(
+                self._poll_seconds
+                if self._identified
+                else max(self._poll_seconds, _IDENTITY_RETRY_SECONDS)
+            )
+
+    async def _identify(self) -> None:
+        host = self._host
+        if not host.instance_type:
+            instance_type = await self._metadata.read("instance-type") or ""
+            host = replace(host, instance_type=instance_type[:32])
+        if not host.availability_zone:
+            zone = await self._metadata.read("placement/availability-zone") or ""
+            host = replace(host, availability_zone=zone[:32])
+        if host.purchase_option is PurchaseOption.UNKNOWN:
+            life_cycle = await self._metadata.read("instance-life-cycle") or ""
+            option = _PURCHASE_OPTIONS.get(life_cycle, PurchaseOption.UNKNOWN)
+            host = replace(host, purchase_option=option)
+        self._host = host
+        self._identified = True
+
+    async def _poll_notices(self) -> None:
+        """Ask for both announcements; the second also when the first could not be had."""
+        problem: MetadataUnavailable | None = None
+        try:
+            await self._poll_interruption()
+        except MetadataUnavailable as raised:
+            problem = raised
+        await self._poll_rebalance()
+        if problem is not None:
+            raise problem
+
+    async def _poll_interruption(self) -> None:
+        text = await self._metadata.read("spot/instance-action")
+        if text is None:
+            self._host = replace(self._host, interruption_time=None)
+            return
+        action, due = _document(text, "action"), _time(text, "time")
+        self._host = replace(self._host, interruption_time=due)
+        await self._tell(
+            (GpuEventKind.SPOT_INTERRUPTION, due),
+            held=self._journal.holds(GpuEventKind.SPOT_INTERRUPTION, due_time=due),
+            event=ObservedEvent(
+                kind=GpuEventKind.SPOT_INTERRUPTION,
+                time=self._clock.now(),
+                due_time=due,
+                severity=Severity.CRITICAL,
+                recommended_action="move the players elsewhere and let the host go",
+                description=f"EC2 takes the Spot instance back: {action[:32]}",
+            ),
+        )
+
+    async def _poll_rebalance(self) -> None:
+        text = await self._metadata.read("events/recommendations/rebalance")
+        if text is None:
+            self._host = replace(self._host, rebalance_time=None)
+            return
+        noticed = _time(text, "noticeTime")
+        self._host = replace(self._host, rebalance_time=noticed)
+        await self._tell(
+            (GpuEventKind.REBALANCE_RECOMMENDATION, noticed),
+            held=self._journal.holds(GpuEventKind.REBALANCE_RECOMMENDATION, time=noticed),
+            event=ObservedEvent(
+                kind=GpuEventKind.REBALANCE_RECOMMENDATION,
+                time=noticed,
+                severity=Severity.WARNING,
+                recommended_action="start a replacement; an interruption is likelier than usual",
+                description="EC2 recommends to move off the Spot instance",
+            ),
+        )
+
+    async def _tell(
+        self, key: tuple[GpuEventKind, datetime], *, held: bool, event: ObservedEvent
+    ) -> None:
+        if key in self._told or held:
+            return
+        await self._events.put(event)
+        self._told.add(key)
+
+    def _note(self, problem: str) -> None:
+        """Log when the metadata service comes or goes, once each."""
+        if problem == self._problem:
+            return
+        before, self._problem = self._problem, problem
+        if not problem:
+            log.info("instance_metadata_available", host_id=self._host.host_id)
+        elif not before:
+            log.warning(
+                "instance_metadata_unavailable",
+                cause=problem,
+                explanation="the host is as configured and no Spot notice can be seen; on EC2, "
+                "give containers the host's network or set the hop limit to 2",
+            )
+
+
+def _document(text: str, field: str) -> str:
+    """Return a text field of a JSON document. Raises `MetadataUnavailable`."""
+    try:
+        value = json.loads(text)[field]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        raise MetadataUnavailable("MALFORMED") from None
+    if not isinstance(value, str):
+        raise MetadataUnavailable("MALFORMED")
+    return value
+
+
+def _time(text: str, field: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(_document(text, field))
+    except ValueError:
+        raise MetadataUnavailable("MALFORMED") from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
