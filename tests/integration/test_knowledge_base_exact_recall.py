@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -24,6 +24,8 @@ BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
 # Kinds and how many of the 10,000 events are of each: 0.01 % to 89 %.
 KINDS = {"once": 1, "ten": 10, "hundred": 100, "thousand": 1_000}
 ONLY_MEANING = RecallParameters(relevance_weight=1.0, recency_weight=0.0, importance_weight=0.0)
+# Nothing but vectors: then nothing but the vectors is read.
+ONLY_VECTORS = replace(ONLY_MEANING, question_penalty=0.0)
 MODEL = "hash-for-tests"
 
 
@@ -91,13 +93,20 @@ async def fill(url: str, world_id: uuid.UUID, vectors: np.ndarray, kinds: np.nda
         await connection.close()
 
 
-async def recalled(world: FullWorld, question: np.ndarray, query: RecallQuery) -> list[int]:
+async def recalled(
+    world: FullWorld,
+    question: np.ndarray,
+    query: RecallQuery,
+    *,
+    world_id: uuid.UUID | None = None,
+    parameters: RecallParameters = ONLY_MEANING,
+) -> list[int]:
     found = await world.memory.recall(
-        world.world_id,
+        world_id or world.world_id,
         query,
         question,
         RankingParameters(vector_weight=1.0),
-        ONLY_MEANING,
+        parameters,
         model=MODEL,
     )
     return [memory.event.sequence for memory in found]
@@ -149,3 +158,60 @@ async def test_filters_together_lose_no_memory(full_world: FullWorld) -> None:
         found = await recalled(full_world, question_of(seed), query)
 
         assert found == best(full_world, question_of(seed), passing, limit)
+
+
+@pytest.mark.parametrize("limit", [1, 10, 100, 300])
+async def test_vectors_alone_lose_no_memory(full_world: FullWorld, limit: int) -> None:
+    for seed in range(8):
+        question = question_of(seed)
+
+        found = await recalled(
+            full_world, question, RecallQuery("Something", limit), parameters=ONLY_VECTORS
+        )
+
+        assert found == best(full_world, question, np.ones(EVENTS, dtype=bool), limit)
+
+
+@pytest.mark.parametrize("parameters", [ONLY_MEANING, ONLY_VECTORS])
+@pytest.mark.parametrize("events", [40, 700])
+async def test_vectors_that_half_precision_cannot_tell_apart_come_in_their_order(
+    full_world: FullWorld, module_database: str, parameters: RecallParameters, events: int
+) -> None:
+    # All cosines to the question lie within 0.001, less than rounding to half precision may move
+    # them, and most of them closer to each other than it does.
+    question = question_of(1)
+    rng = np.random.default_rng(events)
+    vectors = question + rng.standard_normal((events, DIMENSIONS)).astype(np.float32) * 0.002
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors.astype(np.float32)
+    world_id = uuid.uuid4()
+    await fill(module_database, world_id, vectors, np.full(events, "rest", dtype=object))
+
+    found = await recalled(
+        full_world,
+        question,
+        RecallQuery("Something", 10),
+        world_id=world_id,
+        parameters=parameters,
+    )
+
+    assert found == await nearest_by_table(module_database, world_id, question, 10)
+
+
+async def nearest_by_table(
+    url: str, world_id: uuid.UUID, question: np.ndarray, limit: int
+) -> list[int]:
+    """The reference in the table's own arithmetic: single precision, summed in one order."""
+    connection = await asyncpg.connect(url, timeout=30)
+    try:
+        await connection.set_type_codec(
+            "vector", schema="public", encoder=bytes, decoder=decode_vector, format="binary"
+        )
+        rows = await connection.fetch(
+            "SELECT sequence FROM knowledge_base.story_events WHERE world_id = $1"
+            " ORDER BY least(1, -(embedding <#> $2)) DESC, sequence DESC LIMIT $3",
+            *(world_id, encode_vector(question), limit),
+        )
+    finally:
+        await connection.close()
+    return [row["sequence"] for row in rows]

@@ -171,6 +171,60 @@ class PostgresMemory:
         Raises WorldNotFound, EmbeddingModelChanged.
         """
         clues = clues or RecallClues(query.text)
+        if _only_vectors_count(query, ranking, parameters, clues):
+            recalled = await self._nearest(world_id, embedding, query.limit, parameters, model)
+        else:
+            recalled = await self._weighed(
+                world_id, query, embedding, ranking, parameters, model=model, clues=clues
+            )
+        if not (query.neighbours and recalled):
+            return recalled
+        around = await self._database.fetch(
+            RETRIEVAL_QUERIES.events_around,
+            world_id,
+            [item.event.sequence for item in recalled],
+            query.neighbours,
+            query.as_of_time,
+            query.as_of_record_time,
+        )
+        return with_neighbours(recalled, [_event(row) for row in around], query.neighbours)
+
+    async def _nearest(
+        self,
+        world_id: uuid.UUID,
+        embedding: Vector,
+        limit: int,
+        parameters: RecallParameters,
+        model: str,
+    ) -> list[RecalledEvent]:
+        rows = await self._database.fetch(
+            RETRIEVAL_QUERIES.nearest_story_events,
+            world_id,
+            encode_vector(embedding),
+            limit,
+            parameters.half_life_hours * _SECONDS_PER_HOUR,
+            model,
+        )
+        recalled = []
+        for row in rows:
+            cosine = row["cosine"]
+            relevance = max(0.0, min(1.0, cosine))
+            recalled.append(
+                RecalledEvent(_event(row), relevance, relevance, row["recency"], cosine, 0.0)
+            )
+        return recalled
+
+    async def _weighed(
+        self,
+        world_id: uuid.UUID,
+        query: RecallQuery,
+        embedding: Vector,
+        ranking: RankingParameters,
+        parameters: RecallParameters,
+        *,
+        model: str,
+        clues: RecallClues,
+    ) -> list[RecalledEvent]:
         times = clues.times
         rows = await self._database.fetch(
             RETRIEVAL_QUERIES.recall_story_events,
@@ -200,7 +254,7 @@ class PostgresMemory:
             *parameters.normalised_weights,
             model,
         )
-        recalled = [
+        return [
             RecalledEvent(
                 _event(row),
                 row["score"],
@@ -211,17 +265,6 @@ class PostgresMemory:
             )
             for row in rows
         ]
-        if not (query.neighbours and recalled):
-            return recalled
-        around = await self._database.fetch(
-            RETRIEVAL_QUERIES.events_around,
-            world_id,
-            [item.event.sequence for item in recalled],
-            query.neighbours,
-            query.as_of_time,
-            query.as_of_record_time,
-        )
-        return with_neighbours(recalled, [_event(row) for row in around], query.neighbours)
 
     async def list_events(
         self, world_id: uuid.UUID, before: tuple[datetime, int] | None, limit: int
@@ -234,6 +277,30 @@ class PostgresMemory:
     async def forget_requests(self, before: datetime) -> int:
         """Forgets the requests recorded before a moment; returns how many."""
         return int(await self._database.fetch_value(QUERIES.forget_requests, before))
+
+
+def _only_vectors_count(
+    query: RecallQuery,
+    ranking: RankingParameters,
+    parameters: RecallParameters,
+    clues: RecallClues,
+) -> bool:
+    """Whether nothing but the vectors bears on the order, and no event is left out."""
+    filters = (
+        query.start_time,
+        query.end_time,
+        query.as_of_time,
+        query.as_of_record_time,
+        query.kinds,
+        query.participants,
+    )
+    return (
+        ranking.vector_weight == 1.0
+        and parameters.normalised_weights == (1.0, 0.0, 0.0)
+        and parameters.question_penalty == 0.0
+        and not (clues.participants or clues.times.spans or clues.times.months)
+        and not any(filters)
+    )
 
 
 async def _append(

@@ -1,0 +1,289 @@
+-- Recall reads a world's vectors from the index of migration 0046, rounded to half precision, and
+-- the events that can come first once more from the table. What it answers stays as it was.
+
+-- By how much the inner product of two unit vectors can differ from that of their copies in half
+-- precision: rounding moves each vector by 2^-11 of its length, the two products' own sums in single
+-- precision by less than 0.00006 each up to 1,024 dimensions.
+CREATE FUNCTION coarse_error() RETURNS double precision
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 0.0011;
+
+-- The events of a world that matter to a query, best first; every event that passes the filters is
+-- scored, so there are never fewer than p_limit of them where so many pass. Raises KB001. What each
+-- figure is stands above the function of the same name in migration 0010.
+--
+-- An event's bound is its score with the rounded vector and without the penalty for questions,
+-- whose texts are in the table. No event scores more than its bound by more than rounding can do;
+-- so events whose bounds are below the p_limit-th best one by more than the penalty and rounding
+-- both ways cannot come among the first. The others, a few dozen, are scored by their full vectors.
+-- Where more of them than are sorted lie that close, more are sorted.
+--
+-- Filters that the index does not hold are looked up in the table first, and so are the events of
+-- participants that the query names.
+--
+-- Words and meaning are joined by hash: the planner cannot know how many rows the words of a query
+-- match, and estimating one it would loop over all of them for each event (0.8 s in a world of
+-- 5,000). So loops are off, and the rows to give, ten or so, are read in a statement of their own.
+-- The index is always the better way to a world's rows, whatever the planner makes of their number.
+-- Plans are made once for a session; making one costs more than a search in a usual world.
+CREATE OR REPLACE FUNCTION recall_story_events(
+    p_world uuid, p_query text, p_embedding vector, p_limit integer,
+    p_start timestamptz, p_end timestamptz, p_kinds text[], p_participants text[],
+    p_as_of timestamptz, p_as_of_record timestamptz,
+    p_named text[], p_from timestamptz[], p_until timestamptz[], p_months integer[],
+    p_vector_weight double precision, p_k1 double precision,
+    p_before_weight double precision, p_second_before_weight double precision,
+    p_after_weight double precision, p_participant_boost double precision,
+    p_time_boost double precision, p_question_penalty double precision,
+    p_half_life_seconds double precision, p_relevance_weight double precision,
+    p_recency_weight double precision, p_importance_weight double precision
+) RETURNS TABLE (
+    sequence bigint, event_id uuid, text text, kind text, participants text[],
+    occur_time timestamptz, record_time timestamptz, importance double precision,
+    score double precision, relevance double precision, recency double precision,
+    cosine double precision, keyword_share double precision
+)
+LANGUAGE plpgsql
+SET search_path = knowledge_base, public, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_nestloop = off
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_coarse halfvec := p_embedding::halfvec;
+    v_filtered boolean := p_kinds IS NOT NULL OR p_participants IS NOT NULL
+        OR p_as_of_record IS NOT NULL;
+    v_count double precision;
+    v_now double precision := date_part('epoch', p_as_of);
+    v_decay double precision := ln(0.5::double precision) / p_half_life_seconds;
+    v_terms text[] := '{}';
+    v_named bigint[];
+    v_named_boosts double precision[];
+    -- How far below the p_limit-th best bound an event may lie and still come among the first.
+    v_margin double precision := p_relevance_weight
+        * (greatest(0, p_question_penalty) + 2 * coarse_error() * p_vector_weight);
+    v_sorted integer := 3 * p_limit + 30;
+    v_complete boolean;
+    v_best bigint[];
+    v_boosts double precision[];
+    v_recencies double precision[];
+    v_shares double precision[];
+BEGIN
+    PERFORM set_config('knowledge_base.world_id', p_world::text, true);
+    SELECT w.event_count INTO v_count FROM worlds w WHERE w.world_id = p_world;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no such world' USING ERRCODE = 'KB001';
+    END IF;
+    IF v_now IS NULL THEN
+        SELECT date_part('epoch', e.occur_time) INTO v_now FROM story_events e
+        WHERE e.world_id = p_world AND (p_end IS NULL OR e.occur_time < p_end)
+        ORDER BY e.occur_time DESC LIMIT 1;
+    END IF;
+    IF p_vector_weight < 1 THEN
+        v_terms := tsvector_to_array(to_tsvector('english', p_query));
+    END IF;
+    IF p_named IS NOT NULL THEN
+        SELECT
+            array_agg(e.sequence),
+            array_agg(CASE WHEN e.participants[1] = ANY (p_named) THEN p_participant_boost
+                ELSE p_participant_boost / 2 END)
+        INTO v_named, v_named_boosts
+        FROM story_events e WHERE e.world_id = p_world AND e.participants && p_named;
+    END IF;
+
+    -- Stems go by their place in v_terms: numbers are grouped in half the time of texts. A stem and
+    -- an event are one number where both are grouped by.
+    LOOP
+        WITH postings AS MATERIALIZED (
+            SELECT array_position(v_terms, p.term) AS term, p.sequence, p.frequency
+            FROM story_event_terms p
+            WHERE p.world_id = p_world AND p.term = ANY (v_terms)
+        ), rarity AS MATERIALIZED (
+            SELECT p.term, ln(1 + (v_count - count(*) + 0.5) / (count(*) + 0.5)) AS idf
+            FROM postings p GROUP BY p.term
+        ), bound AS MATERIALIZED (
+            SELECT nullif(coalesce(sum(r.idf), 0)
+                + (cardinality(v_terms) - count(*)) * ln(1 + (v_count + 0.5) / 0.5), 0) AS total
+            FROM rarity r
+        ), spread AS (
+            SELECT (p.sequence + n.step) * 65536 + p.term AS place, sum(p.frequency * n.weight)
+                AS frequency
+            FROM postings p
+            CROSS JOIN unnest(
+                ARRAY[0, 1, 2, -1],
+                ARRAY[1, p_before_weight, p_second_before_weight, p_after_weight]
+            ) AS n (step, weight)
+            WHERE n.weight > 0
+            GROUP BY place
+        ), parts AS (
+            SELECT s.place / 65536 AS sequence,
+                r.idf * s.frequency / (s.frequency + p_k1) AS part, 0::double precision AS boost
+            FROM spread s JOIN rarity r ON r.term = (s.place % 65536)::integer
+            UNION ALL
+            SELECT n.sequence, 0, n.boost FROM unnest(v_named, v_named_boosts) AS n (sequence, boost)
+        ), noted AS (
+            SELECT p.sequence, sum(p.part) / (SELECT b.total FROM bound b) AS share,
+                max(p.boost) AS boost
+            FROM parts p GROUP BY p.sequence
+        ), passing AS (
+            SELECT f.sequence FROM story_events f
+            WHERE v_filtered AND f.world_id = p_world
+                AND (p_as_of_record IS NULL OR f.record_time <= p_as_of_record)
+                AND (p_kinds IS NULL OR f.kind = ANY (p_kinds))
+                AND (p_participants IS NULL OR f.participants @> p_participants)
+        ), legs AS (
+            SELECT
+                e.sequence, e.importance, coalesce(n.share, 0) AS share,
+                -(e.coarse_embedding <#> v_coarse) AS cosine,
+                exp(greatest(-700, least(0, (v_now - date_part('epoch', e.occur_time)) * v_decay)))
+                    AS recency,
+                coalesce(n.boost, 0)
+                + CASE WHEN (p_from IS NOT NULL AND EXISTS (
+                    SELECT FROM unnest(p_from, p_until) AS s (span_start, span_end)
+                    WHERE e.occur_time >= s.span_start AND e.occur_time < s.span_end
+                )) OR (p_months IS NOT NULL
+                    AND extract(month FROM e.occur_time AT TIME ZONE 'UTC')::integer
+                        = ANY (p_months))
+                THEN p_time_boost ELSE 0 END AS boost
+            FROM story_events e LEFT JOIN noted n ON n.sequence = e.sequence
+            WHERE e.world_id = p_world
+                AND (p_start IS NULL OR e.occur_time >= p_start)
+                AND (p_end IS NULL OR e.occur_time < p_end)
+                AND (p_as_of IS NULL OR e.occur_time <= p_as_of)
+                AND (NOT v_filtered OR e.sequence IN (SELECT f.sequence FROM passing f))
+            OFFSET 0 -- or each use below computes a cosine of its own
+        ), sorted AS (
+            SELECT
+                l.sequence, l.share, l.recency, l.boost,
+                p_relevance_weight * greatest(0, least(1, p_vector_weight * greatest(0, l.cosine)
+                    + (1 - p_vector_weight) * l.share + l.boost))
+                + p_recency_weight * l.recency + p_importance_weight * l.importance AS bound
+            FROM legs l
+            ORDER BY bound DESC
+            LIMIT v_sorted
+        ), compared AS (
+            SELECT s.*, nth_value(s.bound, p_limit) OVER (
+                ORDER BY s.bound DESC ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+            ) - v_margin AS least_bound
+            FROM sorted s
+        )
+        SELECT
+            array_agg(c.sequence) FILTER (WHERE c.possible),
+            array_agg(c.share) FILTER (WHERE c.possible),
+            array_agg(c.recency) FILTER (WHERE c.possible),
+            array_agg(c.boost) FILTER (WHERE c.possible),
+            count(*) < v_sorted OR NOT bool_and(c.possible)
+        INTO v_best, v_shares, v_recencies, v_boosts, v_complete
+        FROM (SELECT c.*, coalesce(c.bound >= c.least_bound, true) AS possible FROM compared c) c;
+        EXIT WHEN v_complete;
+        v_sorted := 4 * v_sorted;
+    END LOOP;
+
+    RETURN QUERY
+    WITH found AS (
+        SELECT
+            e.sequence, e.event_id, e.text, e.kind, e.participants, e.occur_time, e.record_time,
+            e.importance, -(e.embedding <#> p_embedding) AS cosine, r.recency, r.share,
+            r.boost - CASE WHEN p_question_penalty > 0 AND e.text LIKE '%?'
+                THEN p_question_penalty ELSE 0 END AS boost
+        FROM story_events e
+        JOIN unnest(v_best, v_shares, v_recencies, v_boosts) AS r (sequence, share, recency, boost)
+            ON r.sequence = e.sequence
+        WHERE e.world_id = p_world AND e.sequence = ANY (v_best)
+        OFFSET 0
+    ), weighed AS (
+        SELECT
+            f.*, greatest(0, least(1, p_vector_weight * greatest(0, f.cosine)
+                + (1 - p_vector_weight) * f.share + f.boost)) AS relevance
+        FROM found f
+        OFFSET 0
+    )
+    SELECT
+        w.sequence, w.event_id, w.text, w.kind, w.participants, w.occur_time, w.record_time,
+        w.importance,
+        p_relevance_weight * w.relevance + p_recency_weight * w.recency
+            + p_importance_weight * w.importance AS score,
+        w.relevance, w.recency, w.cosine, w.share
+    FROM weighed w
+    ORDER BY score DESC, w.sequence DESC
+    LIMIT p_limit;
+END $$;
+
+-- The events of a world nearest to a vector, nearest first: recall_story_events where nothing but
+-- the vectors counts and nothing is filtered, at a fraction of its cost. Raises KB001.
+--
+-- A small world is read from the table, where the vectors are as they are. In a larger one the
+-- rounded vectors are sorted, as many as are wanted and some more, and those that can come first are
+-- compared by their full ones. What is farther than enough of the latest events need not be sorted.
+-- Vectors that point away are as far as each other; of equals the later event comes first.
+CREATE FUNCTION nearest_story_events(
+    p_world uuid, p_embedding vector, p_limit integer, p_half_life_seconds double precision
+) RETURNS TABLE (
+    sequence bigint, event_id uuid, text text, kind text, participants text[],
+    occur_time timestamptz, record_time timestamptz, importance double precision,
+    recency double precision, cosine double precision
+)
+LANGUAGE plpgsql
+SET search_path = knowledge_base, public, pg_temp
+SET plan_cache_mode = force_generic_plan
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_coarse halfvec;
+    v_sorted integer := p_limit + 20;
+    v_within double precision;
+    v_nearest bigint[];
+    v_distances double precision[];
+BEGIN
+    PERFORM set_config('knowledge_base.world_id', p_world::text, true);
+    IF EXISTS (SELECT FROM story_events e WHERE e.world_id = p_world AND e.sequence = 250) THEN
+        v_coarse := p_embedding::halfvec;
+        SELECT least(0, e.coarse_embedding <#> v_coarse) AS distance INTO v_within
+        FROM story_events e
+        WHERE e.world_id = p_world AND e.sequence > (
+            SELECT max(l.sequence) - 10 * v_sorted FROM story_events l WHERE l.world_id = p_world
+        )
+        ORDER BY distance OFFSET v_sorted - 1 LIMIT 1;
+        LOOP
+            SELECT array_agg(n.sequence), array_agg(n.distance) INTO v_nearest, v_distances
+            FROM (
+                SELECT e.sequence, least(0, e.coarse_embedding <#> v_coarse) AS distance
+                FROM story_events e
+                WHERE e.world_id = p_world
+                    AND (v_within IS NULL OR e.coarse_embedding <#> v_coarse <= v_within)
+                ORDER BY distance
+                LIMIT v_sorted
+            ) n;
+            EXIT WHEN cardinality(v_nearest) < v_sorted
+                OR v_distances[v_sorted] > v_distances[p_limit] + 2 * coarse_error();
+            v_sorted := 4 * v_sorted;
+            v_within := NULL;
+        END LOOP;
+        v_nearest := v_nearest[
+            : width_bucket(v_distances[p_limit] + 2 * coarse_error(), v_distances)
+        ];
+    END IF;
+
+    RETURN QUERY
+    SELECT
+        e.sequence, e.event_id, e.text, e.kind, e.participants, e.occur_time, e.record_time,
+        e.importance,
+        exp(greatest(-700, least(0, (
+            (
+                SELECT date_part('epoch', l.occur_time) FROM story_events l
+                WHERE l.world_id = p_world ORDER BY l.occur_time DESC LIMIT 1
+            ) - date_part('epoch', e.occur_time)
+        ) * ln(0.5::double precision) / p_half_life_seconds))),
+        -(e.embedding <#> p_embedding)
+    FROM story_events e
+    WHERE e.world_id = p_world AND (v_nearest IS NULL OR e.sequence = ANY (v_nearest))
+    ORDER BY greatest(-1, least(0, e.embedding <#> p_embedding)), e.sequence DESC
+    LIMIT p_limit;
+    IF NOT FOUND THEN
+        PERFORM enter_existing_world(p_world);
+    END IF;
+END $$;
