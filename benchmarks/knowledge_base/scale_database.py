@@ -18,7 +18,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import psutil
 import story_corpus
 from story_corpus import Corpus, Session, WorldPlan
@@ -31,6 +30,7 @@ from knowledge_base.config import DatabaseSettings
 from knowledge_base.ports import RequestKey
 from knowledge_base.testing import SERVICE_ROLE, service_url
 from localsuite.postgres import EmbeddedPostgres
+from servicekit.postgres import open_pool
 from servicekit.settings import load_settings
 
 __all__ = ["ScaleDatabase", "database_cpu_seconds", "open_as_service", "open_scale_database"]
@@ -55,7 +55,7 @@ _SECONDARY_INDEXES = """
 SELECT i.indexrelid::regclass::text AS name, pg_get_indexdef(i.indexrelid) AS definition
 FROM pg_index i JOIN pg_class t ON t.oid = i.indrelid
 WHERE t.relnamespace = 'knowledge_base'::regnamespace AND t.relname LIKE 'story_event%'
-    AND NOT i.indisunique
+    AND NOT i.indisunique AND i.indexrelid::regclass::text NOT LIKE '%coarse_embedding'
 """
 _FOREIGN_KEYS = """
 SELECT c.conrelid::regclass::text AS of_table, quote_ident(c.conname) AS name,
@@ -144,12 +144,12 @@ def _key(worlds: list[WorldPlan]) -> str:
 async def _fill(owner_url: str, worlds: list[WorldPlan], corpus: Corpus) -> None:
     started = time.perf_counter()
     await migrate_schema(owner_url, service_url(owner_url), SERVICE_ROLE)
-    async with asyncpg.create_pool(
+    async with open_pool(
         owner_url,
-        min_size=_WRITERS,
-        max_size=_WRITERS,
+        application_name="fill",
+        maximum=_WRITERS,
         init=_vectors,
-        command_timeout=_STATEMENT_SECONDS,
+        command_timeout_seconds=_STATEMENT_SECONDS,
     ) as pool:
         indexes = await pool.fetch(_SECONDARY_INDEXES)
         keys = await pool.fetch(_FOREIGN_KEYS)

@@ -205,6 +205,30 @@ class TestPool:
             assert await pool.fetchval("SHOW application_name") == "tester"
             assert await pool.fetchval("SHOW statement_timeout") == "2500ms"
 
+    async def test_only_a_session_in_which_something_may_be_left_is_reset(
+        self, postgres_database: str
+    ) -> None:
+        async with open_pool(postgres_database, application_name="test", maximum=1) as pool:
+            usual = await pool.fetchval("SHOW work_mem")
+            async with pool.acquire(leaves_nothing=True) as connection:
+                await connection.execute("SET work_mem = '1234kB'")
+            async with pool.acquire() as connection:
+                assert await connection.fetchval("SHOW work_mem") == "1234kB"
+            assert await pool.fetchval("SHOW work_mem") == usual
+
+    async def test_a_transaction_left_open_ends_without_a_reset_too(
+        self, postgres_database: str
+    ) -> None:
+        async with open_pool(postgres_database, application_name="test", maximum=1) as pool:
+            failed = []
+            asyncio.get_running_loop().set_exception_handler(
+                lambda _, context: failed.append(context["message"])
+            )
+            async with pool.acquire(leaves_nothing=True) as connection:
+                await connection.execute("BEGIN; CREATE TABLE left_open ()")
+            assert await pool.fetchval("SELECT to_regclass('left_open')") is None
+            assert "active transaction" in failed[0]
+
     async def test_nobody_waits_for_a_free_connection_for_ever(
         self, postgres_database: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

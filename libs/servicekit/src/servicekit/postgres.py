@@ -136,6 +136,16 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
     unanswered: Callable[[], None]
     """Told when a cancellation was not answered; set by the pool."""
 
+    _leaves_nothing = False
+
+    def lent_for(self, *, leaves_nothing: bool) -> None:
+        """Notes whether what it is lent for leaves nothing behind in the session."""
+        self._leaves_nothing = leaves_nothing
+
+    def get_reset_query(self) -> str:
+        """Returns what is run when it is given back; when that is empty, nothing is sent."""
+        return "" if self._leaves_nothing else str(super().get_reset_query())
+
     async def _cancel(self, waiter: Any, cancel_waiter: Any = None) -> None:
         try:
             async with asyncio.timeout(_CANCEL_SECONDS) as limit:
@@ -150,16 +160,24 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
 class _Acquire(PoolAcquireContext):  # type: ignore[misc]  # as above
     """Lends a connection unless the database is known to be away; tells the pool how it went."""
 
+    __slots__ = ("_leaves_nothing",)
+
+    def __init__(self, pool: Any, timeout: float, *, leaves_nothing: bool) -> None:
+        super().__init__(pool, timeout)
+        self._leaves_nothing = leaves_nothing
+
     async def __aenter__(self) -> Any:
         pool: _BoundedPool = self.pool
         if not pool.breaker.admits(asyncio.get_running_loop().time()):
             raise _away()
         try:
-            return await super().__aenter__()
+            lent = await super().__aenter__()
         except Exception as error:
             if _is_away(error):
                 pool.database_failed()
             raise
+        lent.lent_for(leaves_nothing=self._leaves_nothing)
+        return lent
 
     async def __aexit__(self, *failure: object) -> None:
         error = failure[1]
@@ -184,8 +202,10 @@ class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # as above
         self._hosts = hosts_of(url)
         self._timeline = 0
 
-    def acquire(self, *, timeout: float | None = None) -> Any:
-        return _Acquire(self, _ACQUIRE_SECONDS if timeout is None else timeout)
+    def acquire(self, *, timeout: float | None = None, leaves_nothing: bool = False) -> Any:
+        return _Acquire(
+            self, _ACQUIRE_SECONDS if timeout is None else timeout, leaves_nothing=leaves_nothing
+        )
 
     def database_failed(self) -> None:
         """Counts a connection that could not be had, or that answers nothing."""
@@ -238,6 +258,11 @@ async def open_pool(
     recovers by itself. Waiting for a connection ends with TimeoutError after five seconds. After
     three failures in a row to get a connection or an answer, `acquire` raises DatabaseAway at once,
     but for one call at a time, until one of those succeeds.
+
+    A connection that is given back is reset, which is a round trip of its own. `acquire` with
+    `leaves_nothing=True` saves it, for statements that leave nothing behind in the session: no
+    settings beyond their transaction, no advisory locks, no open cursors, no LISTEN. A transaction
+    left open is rolled back either way.
 
     Args:
         url: `postgresql://user:password@host:port/database`; of several hosts, separated by commas,

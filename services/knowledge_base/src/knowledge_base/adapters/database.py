@@ -62,6 +62,9 @@ class UnsafeDatabaseError(Exception):
 class Database:
     """Runs statements, each as one transaction in one round trip.
 
+    What is set for a statement, the world it works for above all, ends with its transaction, so the
+    session needs no reset before somebody else uses it.
+
     Raises DatabaseAway when the database cannot be reached or does not answer in time, and the
     domain's errors for the SQLSTATEs the schema raises.
     """
@@ -71,20 +74,25 @@ class Database:
 
     async def fetch(self, query: str, *arguments: Any) -> list[Any]:
         """Returns all rows."""
-        async with self.connection() as connection:
+        async with self._lent(leaves_nothing=True) as connection:
             rows: list[Any] = await connection.fetch(query, *arguments)
             return rows
 
     async def fetch_value(self, query: str, *arguments: Any) -> Any:
         """Returns the first column of the first row, None when there is no row."""
-        async with self.connection() as connection:
+        async with self._lent(leaves_nothing=True) as connection:
             return await connection.fetchval(query, *arguments)
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[asyncpg.Connection]:
+    def connection(self) -> AbstractAsyncContextManager[asyncpg.Connection]:
         """Lends a connection; errors inside become those of this class."""
+        return self._lent(leaves_nothing=False)
+
+    @asynccontextmanager
+    async def _lent(self, *, leaves_nothing: bool) -> AsyncIterator[asyncpg.Connection]:
         with caller_errors():
-            async with self.pool.acquire(timeout=_ACQUIRE_TIMEOUT_SECONDS) as connection:
+            async with self.pool.acquire(
+                timeout=_ACQUIRE_TIMEOUT_SECONDS, leaves_nothing=leaves_nothing
+            ) as connection:
                 yield connection
 
 
