@@ -1,0 +1,91 @@
+"""The pages for Prometheus, as one reads them line by line."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.domain.gpu_exposition import dcgm_page, hardware_page
+from gpu_metrics.domain.host_state import HostState
+from gpu_metrics.domain.readings import GpuReading, MissingReason
+
+from .builders import NOON, make_report
+
+GPU = GpuReading(
+    gpu_uuid="GPU-1",
+    index=0,
+    product_name='A "quoted" \\ name\n',
+    utilization_permille=375,
+    memory_used_bytes=6 * 2**30,
+    memory_total_bytes=24 * 2**30,
+    power_milliwatts=150_500,
+    energy_millijoules=9_007_199_254_740,
+    temperature_celsius=MissingReason.HUNG,
+    ecc_corrected_total=0,
+)
+
+
+def hosts(*gpus: GpuReading, now: float = 0.0) -> tuple[HostState, ...]:
+    view = FleetView(FleetPolicy())
+    view.apply(make_report("i-1", 1, gpus=gpus), 0.0, NOON)
+    return view.hosts(now)
+
+
+def samples(page: str) -> dict[str, float]:
+    """Series and value of every line that is no comment."""
+    lines = [line for line in page.splitlines() if not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def values(page: str, name: str) -> list[float]:
+    return [value for series, value in samples(page).items() if re.match(rf"{name}(\{{|$)", series)]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hw_gpu_utilization_ratio", 0.375),
+        ("hw_gpu_memory_usage_bytes", 6 * 2**30),
+        ("hw_gpu_memory_utilization_ratio", 0.25),
+        ("hw_power_watts", 150.5),
+        ("hw_energy_joules_total", 9_007_199_254.74),
+        ("hw_errors_total", 0.0),
+        ("hw_gpu_fresh", 1.0),
+    ],
+)
+def test_figures_are_in_base_units_under_the_conventions_names(name: str, value: float) -> None:
+    assert values(hardware_page(hosts(GPU), 0.0, openmetrics=True), name) == [value]
+
+
+def test_a_missing_figure_is_absent_and_its_reason_is_counted() -> None:
+    page = hardware_page(hosts(GPU), 0.0, openmetrics=True)
+    assert values(page, "hw_temperature_celsius") == []
+    assert 'reason="hung"} 1' in page
+
+
+def test_a_stale_host_shows_no_figure_but_that_it_is_stale_and_how_long() -> None:
+    page = hardware_page(hosts(GPU, now=7.5), 7.5, openmetrics=True)
+    assert values(page, "hw_gpu_utilization_ratio") == []
+    assert values(page, "hw_gpu_fresh") == [0.0]
+    assert values(page, "hw_gpu_reading_age_seconds") == [7.5]
+    assert samples(dcgm_page(hosts(GPU, now=7.5))) == {}
+
+
+def test_dcgm_names_come_in_dcgms_units_and_labels() -> None:
+    page = dcgm_page(hosts(replace(GPU, product_name="NVIDIA A10G")))
+    labels = (
+        '{gpu="0",UUID="GPU-1",device="nvidia0",modelName="NVIDIA A10G",Hostname="i-1",'
+        'DCGM_FI_DRIVER_VERSION=""}'
+    )
+    shown = samples(page)
+    assert shown[f"DCGM_FI_DEV_GPU_UTIL{labels}"] == 37.5
+    assert shown[f"DCGM_FI_DEV_FB_USED{labels}"] == 6144
+    assert shown[f"DCGM_FI_DEV_FB_FREE{labels}"] == 18432
+    assert shown[f"DCGM_FI_DEV_POWER_USAGE{labels}"] == 150.5
+    assert f"DCGM_FI_DEV_GPU_TEMP{labels}" not in shown
+
+
+def test_an_empty_fleet_is_a_valid_page() -> None:
+    assert hardware_page((), 0.0, openmetrics=True).endswith("# EOF\n")
+    assert samples(dcgm_page(())) == {}
