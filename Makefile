@@ -15,6 +15,7 @@ SERVICES := gpu_metrics autoscaler ai_router knowledge_base
 OWN := gamekeeper-protos gamekeeper-servicekit gamekeeper-fleetsim gamekeeper-messaging gamekeeper gamekeeper-gpu-metrics \
 	gamekeeper-autoscaler gamekeeper-ai-router gamekeeper-knowledge-base gamekeeper-localsuite
 RIVALS := benchmarks/knowledge_base/rivals
+GPU_RIVALS := benchmarks/gpu_metrics/rivals
 PYTEST_ARGS ?=
 ARGS ?=
 
@@ -69,7 +70,7 @@ requirements: $(UV) ## compile the hashed requirements files from the pyproject.
 	done; \
 	compile -c requirements/dev.txt libs/gamekeeper/pyproject.toml -o requirements/gamekeeper.txt; \
 	compile -c requirements/dev.txt --group build pyproject.toml -o requirements/build.txt; \
-	compile --excludes $(RIVALS)/without.txt $(RIVALS)/requirements.in -o requirements/rivals.txt
+	compile --excludes $(RIVALS)/without.txt $(RIVALS)/requirements.in $(GPU_RIVALS)/requirements.in -o requirements/rivals.txt
 
 # --- the suite ---------------------------------------------------------------------------------
 
@@ -145,13 +146,13 @@ bench: setup ## run the benchmarks; each prints ratios against a rival or a limi
 
 # Apart from .venv, so that what is compared with never decides what the suite runs on.
 $(TOOL)/rivals/.requirements: requirements/rivals.txt $(UV)
-	@echo "setup: what the knowledge base is measured against, into $(TOOL)/rivals (about 150 MB)"
+	@echo "setup: what the suite is measured against, into $(TOOL)/rivals (about 150 MB)"
 	@$(UV) venv --quiet --allow-existing --python $(PYTHON) $(TOOL)/rivals
 	@$(UV) pip sync --quiet --system-certs --require-hashes --python $(TOOL)/rivals/bin/python requirements/rivals.txt
 	@touch $@
 
 .PHONY: rivals
-rivals: $(TOOL)/rivals/.requirements ## install LangChain's and txtai's stores for the benchmarks, apart from .venv
+rivals: $(TOOL)/rivals/.requirements ## install what the benchmarks compare with (LangChain, txtai, nvitop, gpustat), apart from .venv
 
 .PHONY: eval
 eval: setup ## measure what the knowledge base finds, against baselines; gated (ARGS="--set PATH")
