@@ -1,0 +1,331 @@
+"""What the GPUs and model servers of the fleet told over time, in bounded memory.
+
+Memory is that of the tracks, one for each figure of each GPU and server; when as many are kept as
+may be, those that went away the longest ago make room, and a newcomer for which there is none has
+no history. A GPU counts for the tier and servers that it has now.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from gpu_metrics.domain.aggregate import attribute_gpus
+from gpu_metrics.domain.history_ring import HistoryLengths, Track
+from gpu_metrics.domain.host_ingest import AcceptedReport, AcceptedSeries
+from gpu_metrics.domain.readings import (
+    HostReport,
+    ModelServerReading,
+    Tier,
+    gpu_history_figures,
+    gpu_uuids,
+    known,
+)
+from gpu_metrics.domain.samples import FleetMetric
+
+__all__ = ["GPU_METRICS", "SERVER_METRICS", "History", "Subject"]
+
+GPU_METRICS = (
+    FleetMetric.GPU_UTILIZATION_PERMILLE,
+    FleetMetric.GPU_MEMORY_UTILIZATION_PERMILLE,
+    FleetMetric.GPU_MEMORY_USED_BYTES,
+    FleetMetric.GPU_POWER_MILLIWATTS,
+    FleetMetric.GPU_TEMPERATURE_CELSIUS,
+    FleetMetric.GPU_SM_CLOCK_MEGAHERTZ,
+)
+"""The figures of a GPU, in the order of `GPU_HISTORY_FIGURES`."""
+
+SERVER_METRICS = (
+    FleetMetric.RUNNING_REQUESTS,
+    FleetMetric.WAITING_REQUESTS,
+    FleetMetric.KV_CACHE_USAGE_PERMILLE,
+    FleetMetric.GENERATION_TOKENS_PER_SECOND,
+)
+"""The figures of a model server."""
+
+_MOST_PENDING = 64
+_MOST_STAYS = 8
+
+
+@dataclass(slots=True, eq=False)
+class Subject:
+    """A GPU or a model server. `stays` are the seconds from when to when it was known.
+
+    The end of a stay is None while it lasts. `server_ids` are the servers that run on a GPU, and
+    a server's own.
+    """
+
+    key: str
+    host_id: str
+    metrics: tuple[FleetMetric, ...]
+    server_ids: frozenset[str] = frozenset()
+    tiers: frozenset[Tier] = frozenset()
+    tracks: dict[FleetMetric, Track] = field(default_factory=dict)
+    stays: list[tuple[int, int | None]] = field(default_factory=list)
+
+    @property
+    def left_at(self) -> int | None:
+        """Return when it was known last, None while it is."""
+        return self.stays[-1][1]
+
+
+@dataclass(slots=True)
+class _HostTracks:
+    uuids: tuple[str, ...]
+    topology: tuple[object, ...]
+    gpus: list[Subject]
+    servers: dict[str, Subject]
+    second: int
+    pending: list[list[float | None]] = field(default_factory=list)
+    tokens: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+class History:
+    """Keeps the samples that the view takes in; `started` is the second it began."""
+
+    def __init__(self, lengths: HistoryLengths, *, maximum_bytes: int, started: int = 0) -> None:
+        self.lengths = lengths
+        self.started = started
+        self.maximum_tracks = maximum_bytes // lengths.bytes_per_track
+        # Samples, or seconds of samples, that there was no room for.
+        self.refused_samples = 0
+        self._track_count = 0
+        self._newest = started
+        self._hosts: dict[str, _HostTracks] = {}
+        self._gpus: dict[str, Subject] = {}
+        self._servers: dict[str, Subject] = {}
+
+    def observe(self, report: HostReport, accepted: AcceptedReport) -> None:
+        """Take in what is accepted of a report."""
+        uuids = gpu_uuids(report.gpus)
+        second = accepted.reading_second
+        host = self._hosts.get(report.host.host_id)
+        topology = tuple([(s.server_id, s.tier, s.gpu_uuids) for s in report.servers])
+        if host is None or host.uuids != uuids or host.topology != topology:
+            if host is not None:
+                self._flush(host)
+            host = self._settle(report, uuids, topology, second)
+        told: set[int] = set()
+        for series in accepted.series:
+            place = self._put_series(host, series)
+            if place is not None:
+                told.add(place)
+        if second is not None:
+            self._put_readings(host, report, second, told)
+
+    def _put_series(self, host: _HostTracks, series: AcceptedSeries) -> int | None:
+        """Put samples into their track; return the figure's place among the host's."""
+        if series.gpu_index >= len(host.gpus):
+            return None
+        track = self._track(host.gpus[series.gpu_index], series.metric)
+        if track is None:
+            return None
+        seconds, values = series.seconds, series.values
+        if seconds[0] == seconds[-1]:
+            track.add(seconds[0], values)
+        else:
+            start = 0
+            for second, same in groupby(seconds):
+                end = start + sum(1 for _ in same)
+                track.add(second, values[start:end])
+                start = end
+        self._newest = max(self._newest, seconds[-1])
+        return series.gpu_index * len(GPU_METRICS) + series.metric.value - 1
+
+    def _put_readings(
+        self, host: _HostTracks, report: HostReport, second: int, told: set[int]
+    ) -> None:
+        if host.second != second or len(host.pending) >= _MOST_PENDING:
+            self._flush(host)
+            host.second = second
+        self._newest = max(self._newest, second)
+        if len(told) < len(host.gpus) * len(GPU_METRICS):
+            figures = gpu_history_figures(report.gpus)
+            # The samples of a series are the same figure, told better.
+            for place in told:
+                figures[place] = None
+            host.pending.append(figures)
+        for server in report.servers:
+            self._put_server(host, server, report.monotonic_microseconds or second * 10**6, second)
+
+    def _put_server(
+        self, host: _HostTracks, server: ModelServerReading, at: int, second: int
+    ) -> None:
+        subject = host.servers[server.server_id]
+        tokens = known(server.generation_tokens_total)
+        rate: float | None = None
+        if tokens is not None:
+            before, before_at = host.tokens.get(server.server_id, (0, 0))
+            # Fewer than before: the server started again.
+            if before_at and at > before_at and tokens >= before:
+                rate = (tokens - before) * 1e6 / (at - before_at)
+            host.tokens[server.server_id] = (tokens, at)
+        readings = (
+            known(server.running_requests),
+            known(server.waiting_requests),
+            known(server.kv_cache_usage_permille),
+            rate,
+        )
+        for metric, value in zip(SERVER_METRICS, readings, strict=True):
+            if value is not None and (track := self._track(subject, metric)) is not None:
+                track.add(second, (value,))
+
+    def _flush(self, host: _HostTracks) -> None:
+        """Put the readings of a second into their tracks, all reports of that second at once."""
+        if not host.pending:
+            return
+        pending, host.pending = host.pending, []
+        width = len(GPU_METRICS)
+        for place, column in enumerate(zip(*pending, strict=True)):
+            values = [value for value in column if value is not None]
+            if values:
+                track = self._track(host.gpus[place // width], GPU_METRICS[place % width])
+                if track is not None:
+                    track.add(host.second, values)
+
+    def _track(self, subject: Subject, metric: FleetMetric) -> Track | None:
+        track = subject.tracks.get(metric)
+        if track is None and metric in subject.metrics:
+            if self._track_count >= self.maximum_tracks and not self._make_room():
+                self.refused_samples += 1
+                return None
+            self._track_count += 1
+            track = subject.tracks[metric] = Track(self.lengths)
+        return track
+
+    def _make_room(self) -> bool:
+        gone = [
+            (subject.left_at, subject.key, subject)
+            for subject in self._subjects()
+            if subject.left_at is not None and subject.tracks
+        ]
+        if not gone:
+            return False
+        self._forget(min(gone, key=lambda entry: entry[:2])[2])
+        return True
+
+    def _forget(self, subject: Subject) -> None:
+        self._track_count -= len(subject.tracks)
+        subjects = self._gpus if subject.metrics is GPU_METRICS else self._servers
+        del subjects[subject.key]
+
+    def _settle(
+        self,
+        report: HostReport,
+        uuids: tuple[str, ...],
+        topology: tuple[object, ...],
+        second: int | None,
+    ) -> _HostTracks:
+        """Note which GPUs and servers a host has now."""
+        at = self._newest if second is None else second
+        self._newest = max(self._newest, at)
+        host_id = report.host.host_id
+        before = self._hosts.get(host_id)
+        gpus = [self._subject(self._gpus, uuid, host_id, GPU_METRICS, at) for uuid in uuids]
+        servers = {
+            server.server_id: self._subject(
+                self._servers, server.server_id, host_id, SERVER_METRICS, at
+            )
+            for server in report.servers
+        }
+        self._attribute(report, gpus, servers)
+        present = {id(subject) for subject in (*gpus, *servers.values())}
+        if before is not None:
+            for subject in (*before.gpus, *before.servers.values()):
+                if id(subject) not in present:
+                    self._end_stay(subject, at)
+        tokens = before.tokens if before is not None else {}
+        host = _HostTracks(
+            uuids,
+            topology,
+            gpus,
+            servers,
+            at,
+            tokens={name: tokens[name] for name in servers if name in tokens},
+        )
+        self._hosts[host_id] = host
+        return host
+
+    def _subject(
+        self,
+        subjects: dict[str, Subject],
+        key: str,
+        host_id: str,
+        metrics: tuple[FleetMetric, ...],
+        at: int,
+    ) -> Subject:
+        subject = subjects.get(key)
+        if subject is None:
+            subject = subjects[key] = Subject(key, host_id, metrics)
+        subject.host_id = host_id
+        if not subject.stays or subject.left_at is not None:
+            subject.stays.append((at, None))
+        if len(subject.stays) > _MOST_STAYS:
+            # Known a little too long is nearer the truth than never known.
+            subject.stays[:2] = [(subject.stays[0][0], subject.stays[1][1])]
+        return subject
+
+    @staticmethod
+    def _attribute(
+        report: HostReport, gpus: Sequence[Subject], servers: dict[str, Subject]
+    ) -> None:
+        for server in report.servers:
+            servers[server.server_id].tiers = frozenset({server.tier})
+            servers[server.server_id].server_ids = frozenset({server.server_id})
+        attributed = {
+            tier: {gpu.gpu_uuid for gpu in of_tier}
+            for tier, of_tier in (attribute_gpus(report) if report.servers else {}).items()
+        }
+        alone = len(report.servers) == 1
+        for gpu in gpus:
+            gpu.tiers = frozenset(tier for tier, uuids in attributed.items() if gpu.key in uuids)
+            gpu.server_ids = frozenset(
+                server.server_id
+                for server in report.servers
+                if gpu.key in server.gpu_uuids or (alone and not server.gpu_uuids)
+            )
+
+    @staticmethod
+    def _end_stay(subject: Subject, at: int) -> None:
+        begin, until = subject.stays[-1]
+        if until is None:
+            subject.stays[-1] = (begin, max(begin, at))
+
+    def host_left(self, host_id: str) -> None:
+        """Note that a host is known no longer; what it told stays."""
+        host = self._hosts.pop(host_id, None)
+        if host is not None:
+            self._flush(host)
+            for subject in (*host.gpus, *host.servers.values()):
+                if subject.host_id == host_id:
+                    self._end_stay(subject, self._newest)
+
+    def expire(self, now: int) -> None:
+        """Forget what went away so long ago that none of its cells are kept."""
+        reach = self.lengths.span_seconds(60)
+        for subject in list(self._subjects()):
+            if subject.left_at is not None and now - subject.left_at > reach:
+                self._forget(subject)
+
+    def flush(self) -> None:
+        """Put all that was observed where queries see it."""
+        for host in self._hosts.values():
+            self._flush(host)
+
+    def _subjects(self) -> Iterator[Subject]:
+        yield from self._gpus.values()
+        yield from self._servers.values()
+
+    def gpus(self) -> Iterable[Subject]:
+        """Return all GPUs that are remembered."""
+        return self._gpus.values()
+
+    def servers(self) -> Iterable[Subject]:
+        """Return all model servers that are remembered."""
+        return self._servers.values()
+
+    @property
+    def bytes_held(self) -> int:
+        """Return the memory of all cells."""
+        return sum(
+            track.bytes_held for subject in self._subjects() for track in subject.tracks.values()
+        )

@@ -1,0 +1,267 @@
+"""Rings of cells over time, packed: the memory of one figure of one GPU or model server.
+
+Three levels: cells of a second, of ten and of sixty seconds. Samples go into the cells of a
+second; once a longer cell can get no more samples it is made out of those and stands for itself.
+A cell keeps the number of samples, their mean and their extremes, a longer one four quantiles as
+well, so that percentiles over days and over many GPUs stay meaningful.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from struct import Struct
+
+__all__ = ["BYTES_PER_CELL", "BYTES_PER_SECOND_CELL", "HistoryLengths", "Track", "points_of"]
+
+_SECOND_CELL = Struct("<Hfff")
+_CELL = Struct("<Hfff4H")
+
+BYTES_PER_SECOND_CELL = _SECOND_CELL.size
+"""Memory of a cell of a second: samples, mean, minimum, maximum."""
+
+BYTES_PER_CELL = _CELL.size
+"""Memory of a longer cell: the same and four quantiles."""
+
+_MOST_SAMPLES = 0xFFFF
+_SECOND_FIELDS = 4
+# Which quantiles a longer cell keeps, and how much of the samples between its extremes each stands
+# for. The median and the 95th percentile of a cell are among them; the extremes stand for
+# themselves.
+_QUANTILES = (0.25, 0.5, 0.75, 0.95)
+_SHARES = (0.4, 0.2, 0.3, 0.1)
+# Quantiles are kept as logarithms in 16 bits: 0.05 % apart from 0.001 to above 10^25.
+_SMALLEST = 0.001
+_STEPS = 1000.0
+
+
+def _encode(value: float) -> int:
+    if value < _SMALLEST:
+        return 0
+    return min(_MOST_SAMPLES, 1 + round(math.log(value / _SMALLEST) * _STEPS))
+
+
+def _decode(code: int) -> float:
+    return _SMALLEST * math.exp((code - 1) / _STEPS) if code else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryLengths:
+    """How many cells of each level are kept, and how late a sample may still come, in seconds."""
+
+    seconds: int = 600
+    ten_seconds: int = 2160
+    minutes: int = 10080
+    late_seconds: int = 60
+
+    @property
+    def bytes_per_track(self) -> int:
+        """Return what one figure takes once its rings are full."""
+        longer = self.ten_seconds + self.minutes
+        return self.seconds * BYTES_PER_SECOND_CELL + longer * BYTES_PER_CELL
+
+    def span_seconds(self, resolution: int) -> int:
+        """Return how far back cells of a resolution (1, 10 or 60 seconds) reach."""
+        return {1: self.seconds, 10: 10 * self.ten_seconds, 60: 60 * self.minutes}[resolution]
+
+
+class _Ring:
+    """The last cells of one resolution; memory grows with time up to the capacity."""
+
+    __slots__ = ("_bytes", "_capacity", "_layout", "_origin", "newest")
+
+    def __init__(self, layout: Struct, capacity: int) -> None:
+        self._layout = layout
+        self._capacity = capacity
+        self._bytes = bytearray()
+        self._origin = 0
+        self.newest = -1
+
+    def reserve(self, number: int, before: int = 0) -> int:
+        """Return where cell `number` is, or -1 when it is no longer kept; newer ones are begun.
+
+        A ring that is empty keeps room for `before` cells before the first.
+        """
+        size = self._layout.size
+        if self.newest < 0 or number - self.newest >= self._capacity:
+            self._origin = number - min(before, self._capacity - 1)
+            self._bytes = bytearray((number - self._origin + 1) * size)
+            self.newest = number
+        elif number > self.newest:
+            for fresh in range(self.newest + 1, number + 1):
+                if fresh - self._origin < self._capacity:
+                    self._bytes.extend(bytes(size))
+                else:
+                    place = (fresh - self._origin) % self._capacity * size
+                    self._bytes[place : place + size] = bytes(size)
+            self.newest = number
+        elif number < self.oldest:
+            return -1
+        return (number - self._origin) % self._capacity * size
+
+    @property
+    def oldest(self) -> int:
+        """Return the oldest cell that is kept."""
+        return max(self._origin, self.newest - self._capacity + 1)
+
+    def read(self, place: int) -> tuple[float, ...]:
+        """Return the fields of the cell at a place."""
+        return self._layout.unpack_from(self._bytes, place)
+
+    def write(self, place: int, *fields: float) -> None:
+        """Set the fields of the cell at a place."""
+        self._layout.pack_into(self._bytes, place, *fields)
+
+    def between(self, first: int, last: int) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield the cells that hold something, from `first` to `last`, both included."""
+        if self.newest < 0:
+            return
+        first, last = max(first, self.oldest), min(last, self.newest)
+        size = self._layout.size
+        view = memoryview(self._bytes)
+        while first <= last:
+            place = (first - self._origin) % self._capacity
+            run = min(last - first + 1, self._capacity - place)
+            cells = self._layout.iter_unpack(view[place * size : (place + run) * size])
+            for number, fields in enumerate(cells, first):
+                if fields[0]:
+                    yield number, fields
+            first += run
+
+    @property
+    def bytes_held(self) -> int:
+        """Return the memory of the cells."""
+        return len(self._bytes)
+
+
+class Track:
+    """One figure of one GPU or model server over time. Times are in whole seconds since 1970."""
+
+    __slots__ = ("_late", "_minutes", "_seconds", "_tens", "_to_fold")
+
+    def __init__(self, lengths: HistoryLengths) -> None:
+        self._late = lengths.late_seconds
+        self._seconds = _Ring(_SECOND_CELL, lengths.seconds)
+        self._tens = _Ring(_CELL, lengths.ten_seconds)
+        self._minutes = _Ring(_CELL, lengths.minutes)
+        # Before this second all is in the longer cells; a multiple of ten.
+        self._to_fold = 0
+
+    def add(self, second: int, values: Sequence[float]) -> bool:
+        """Take in the samples of a second, at least one; False when it is too long ago."""
+        ring = self._seconds
+        if second > ring.newest:
+            self._fold_until(second)
+        elif second < self._to_fold:
+            return False
+        place = ring.reserve(second, self._late)
+        if place < 0:
+            return False
+        if len(values) == 1:
+            count, mean, minimum, maximum = 1, values[0], values[0], values[0]
+        else:
+            count, mean = len(values), sum(values) / len(values)
+            minimum, maximum = min(values), max(values)
+        had = ring.read(place)
+        if had[0]:
+            mean = (had[0] * had[1] + count * mean) / (had[0] + count)
+            count = min(_MOST_SAMPLES, int(had[0]) + count)
+            minimum, maximum = min(minimum, had[2]), max(maximum, had[3])
+        ring.write(place, count, mean, minimum, maximum)
+        return True
+
+    def _fold_until(self, second: int) -> None:
+        """Make the longer cells that get no more samples once `second` has been reached."""
+        if self._seconds.newest < 0:
+            self._to_fold = (second - self._late) // 10 * 10
+            return
+        # After a long silence there is nothing between what was heard last and now.
+        ends = min((second - self._late) // 10 * 10, (self._seconds.newest // 60 + 1) * 60)
+        while self._to_fold < ends:
+            start = self._to_fold
+            self._fold(self._tens, start, 10)
+            self._to_fold = start + 10
+            if self._to_fold % 60 == 0:
+                self._fold(self._minutes, self._to_fold - 60, 60)
+        self._to_fold = max(self._to_fold, (second - self._late) // 10 * 10)
+
+    def _fold(self, ring: _Ring, start: int, length: int) -> None:
+        cells = [fields for _, fields in self._seconds.between(start, start + length - 1)]
+        if not cells:
+            return
+        count = int(sum(fields[0] for fields in cells))
+        mean = sum(fields[0] * fields[1] for fields in cells) / count
+        minimum = min(fields[2] for fields in cells)
+        maximum = max(fields[3] for fields in cells)
+        place = ring.reserve(start // length)
+        if minimum == maximum:
+            codes = (_encode(minimum),) * len(_QUANTILES)
+        else:
+            codes = tuple(map(_encode, _quantiles(cells, count)))
+        ring.write(place, min(_MOST_SAMPLES, count), mean, minimum, maximum, *codes)
+
+    def cells(
+        self, start: int, end: int, resolution: int
+    ) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield what was observed from `start` to before `end`: when a cell begins, and its fields.
+
+        The fields are samples, mean, minimum, maximum and what `points_of` needs. What no cell of
+        the resolution holds yet comes in cells of a second, so the last seconds are there.
+        """
+        folded = start
+        if resolution > 1:
+            folded = self._to_fold // resolution * resolution
+            ring = self._tens if resolution == 10 else self._minutes
+            last = -(-min(end, folded) // resolution) - 1
+            for number, fields in ring.between(start // resolution, last):
+                yield number * resolution, fields
+        yield from self._seconds.between(max(start, folded), end - 1)
+
+    @property
+    def bytes_held(self) -> int:
+        """Return the memory of all its cells."""
+        return self._seconds.bytes_held + self._tens.bytes_held + self._minutes.bytes_held
+
+
+def _second_points(fields: Sequence[float]) -> tuple[tuple[float, int], ...]:
+    count, mean, minimum, maximum = int(fields[0]), fields[1], fields[2], fields[3]
+    if minimum == maximum:
+        return ((minimum, count),)
+    if count == 2:
+        return ((minimum, 1), (maximum, 1))
+    rest = (count * mean - minimum - maximum) / (count - 2)
+    return ((minimum, 1), (min(max(rest, minimum), maximum), count - 2), (maximum, 1))
+
+
+def points_of(fields: Sequence[float]) -> Sequence[tuple[float, int]]:
+    """Return values that stand for a cell's samples, and how many each stands for."""
+    if len(fields) == _SECOND_FIELDS:
+        return _second_points(fields)
+    count, minimum, maximum = int(fields[0]), fields[2], fields[3]
+    if minimum == maximum:
+        return ((minimum, count),)
+    points = [(minimum, 1), (maximum, 1)]
+    given, reached = 0, 0.0
+    for code, share in zip(fields[_SECOND_FIELDS:], _SHARES, strict=True):
+        reached += share
+        weight = round(reached * (count - 2)) - given
+        given += weight
+        if weight:
+            points.append((min(max(_decode(int(code)), minimum), maximum), weight))
+    return points
+
+
+def _quantiles(cells: Sequence[Sequence[float]], count: int) -> list[float]:
+    points = sorted(point for fields in cells for point in _second_points(fields))
+    found: list[float] = []
+    reached = 0
+    wanted = iter(_QUANTILES)
+    rank = math.ceil(next(wanted) * count)
+    for value, weight in points:
+        reached += weight
+        while reached >= rank:
+            found.append(value)
+            share = next(wanted, None)
+            if share is None:
+                return found
+            rank = math.ceil(share * count)
+    return found + [points[-1][0]] * (len(_QUANTILES) - len(found))
