@@ -2,221 +2,327 @@
 
 Calls into the driver block and can hang, so each GPU is read in a thread of its own and within a
 time limit: a GPU that hangs or fell off the bus neither delays nor hides the others, and the
-figures it still gave are kept. All NVML functions used exist since driver 450.
+figures it still gave are kept. All NVML functions that are needed exist since driver 450; where a
+later one tells more or costs less, it is used if the driver has it.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
 
-import pynvml
 import structlog
 
 from gpu_metrics.adapters.daemon_worker import DaemonWorker
-from gpu_metrics.domain.readings import CountReading, GpuReading, MissingReason
+from gpu_metrics.adapters.nvml_discovery import Discovery, NvmlDriver, is_mismatch
+from gpu_metrics.adapters.nvml_events import XidWatcher
+from gpu_metrics.adapters.nvml_gpu import NvmlGpu
+from gpu_metrics.adapters.nvml_library import NvmlFailed, reason_of
+from gpu_metrics.domain.driver_health import (
+    DriverEpochs,
+    GpuHealth,
+    change_of_health,
+    health_of,
+)
+from gpu_metrics.domain.gpu_events import GpuEventKind, ObservedEvent, Severity
+from gpu_metrics.domain.processes import GpuProcess, ProcessReading
+from gpu_metrics.domain.readings import GpuReading, MissingReason
+from gpu_metrics.domain.samples import DriverCost, SampleSeries
+from gpu_metrics.domain.xid_catalogue import xid_facts
+from gpu_metrics.ports import DriverMismatch
 from servicekit.clock import Clock
 
 __all__ = ["NvmlGpus"]
 
 log = structlog.get_logger(__name__)
 
-_REASONS = {
-    pynvml.NVML_ERROR_NOT_SUPPORTED: MissingReason.UNSUPPORTED,
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND: MissingReason.UNSUPPORTED,
-    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH: MissingReason.UNSUPPORTED,
-    pynvml.NVML_ERROR_NO_DATA: MissingReason.UNSUPPORTED,
-    pynvml.NVML_ERROR_GPU_IS_LOST: MissingReason.LOST,
-    pynvml.NVML_ERROR_GPU_NOT_FOUND: MissingReason.LOST,
-    pynvml.NVML_ERROR_RESET_REQUIRED: MissingReason.LOST,
-    pynvml.NVML_ERROR_TIMEOUT: MissingReason.TIMEOUT,
-    pynvml.NVML_ERROR_NOT_READY: MissingReason.TIMEOUT,
-    pynvml.NVML_ERROR_NO_PERMISSION: MissingReason.PERMISSION,
-    pynvml.NVML_ERROR_CORRUPTED_INFOROM: MissingReason.MALFORMED,
+_MOST_EVENTS = 1024
+_RECOVERY_SECONDS = 5.0
+
+_STATEMENTS = {
+    GpuEventKind.GPU_LOST: (Severity.CRITICAL, "restart the host, or replace the instance"),
+    GpuEventKind.GPU_HUNG: (Severity.CRITICAL, "drain the host; reset the GPU if it goes on"),
+    GpuEventKind.GPU_BACK: (Severity.INFO, ""),
+    GpuEventKind.DRIVER_RELOADED: (Severity.INFO, ""),
+    GpuEventKind.DRIVER_MISMATCH: (Severity.CRITICAL, "restart the agent's container"),
 }
-
-
-def _reason_of(error: Exception) -> MissingReason:
-    code = getattr(error, "value", None)
-    return _REASONS.get(code, MissingReason.UNREACHABLE)
-
-
-def _memory(handle: Any) -> tuple[int, ...]:
-    # Version 2 leaves out what the driver keeps for itself; old drivers only have version 1.
-    try:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle, pynvml.nvmlMemory_v2)
-    except pynvml.NVMLError as error:
-        if _reason_of(error) is not MissingReason.UNSUPPORTED:
-            raise
-        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-    return memory.used, memory.total
-
-
-_READERS: tuple[tuple[tuple[str, ...], Callable[[Any], tuple[int, ...]]], ...] = (
-    (
-        ("utilization_permille",),
-        lambda handle: (pynvml.nvmlDeviceGetUtilizationRates(handle).gpu * 10,),
-    ),
-    (("memory_used_bytes", "memory_total_bytes"), _memory),
-    (("power_milliwatts",), lambda handle: (pynvml.nvmlDeviceGetPowerUsage(handle),)),
-    (
-        ("energy_millijoules",),
-        lambda handle: (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle),),
-    ),
-    (
-        ("temperature_celsius",),
-        lambda handle: (pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),),
-    ),
-    (
-        ("sm_clock_megahertz",),
-        lambda handle: (pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),),
-    ),
-)
-_FIGURES = tuple(name for names, _ in _READERS for name in names)
-
-
-@dataclass(frozen=True, slots=True)
-class _FoundGpu:
-    """A GPU the driver counts; `handle` is the reason instead when it cannot be opened."""
-
-    index: int
-    handle: Any
-    uuid: str
-    product_name: str
-
-
-def _find_gpus(known_uuids: dict[int, str]) -> list[_FoundGpu]:
-    """Open all GPUs the driver counts; runs in a thread. Raises `NVMLError` without a driver."""
-    pynvml.nvmlInit()
-    found = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        fallback_uuid = known_uuids.get(index, f"unidentified-{index}")
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            uuid = pynvml.nvmlDeviceGetUUID(handle)
-        except pynvml.NVMLError as error:
-            found.append(_FoundGpu(index, _reason_of(error), fallback_uuid, ""))
-            continue
-        try:
-            name = pynvml.nvmlDeviceGetName(handle)
-        except pynvml.NVMLError:
-            name = ""
-        found.append(_FoundGpu(index, handle, str(uuid), str(name)))
-    return found
-
-
-def _read_figures(handle: Any, figures: dict[str, CountReading]) -> None:
-    """Read all figures into `figures`, one by one, so that those before a hang are kept."""
-    for names, read in _READERS:
-        try:
-            figures.update(zip(names, read(handle), strict=True))
-        except pynvml.NVMLError as error:
-            figures.update(dict.fromkeys(names, _reason_of(error)))
-
-
-class _Gpu:
-    """One GPU and the thread that reads it."""
-
-    def __init__(self, found: _FoundGpu) -> None:
-        self.found = found
-        self._worker = DaemonWorker(f"nvml-gpu-{found.index}")
-
-    async def read(self, timeout_seconds: float) -> GpuReading:
-        """Return the GPU's figures within the limit."""
-        figures: dict[str, CountReading] = {}
-        missing = MissingReason.TIMEOUT
-        handle = self.found.handle
-        if isinstance(handle, MissingReason):
-            missing = handle
-        elif not self._worker.busy:
-            # While an earlier call still hangs, none is added: the GPU stays timed out.
-            reading = self._worker.call(lambda: _read_figures(handle, figures))
-            await asyncio.wait({reading}, timeout=timeout_seconds)
-        read = dict(figures)
-        readings: dict[str, Any] = {name: read.get(name, missing) for name in _FIGURES}
-        return GpuReading(
-            gpu_uuid=self.found.uuid,
-            index=self.found.index,
-            product_name=self.found.product_name,
-            **readings,
-        )
-
-    def close(self) -> None:
-        """Let the thread end."""
-        self._worker.close()
+_DESCRIPTIONS = {
+    GpuEventKind.GPU_LOST: "the GPU fell off the bus",
+    GpuEventKind.GPU_HUNG: "the driver stopped answering for the GPU",
+    GpuEventKind.GPU_BACK: "the GPU answers again",
+    GpuEventKind.DRIVER_RELOADED: "the driver was loaded anew; counters start from 0",
+    GpuEventKind.DRIVER_MISMATCH: "the driver was replaced by another version than the library's",
+}
 
 
 class NvmlGpus:
     """Reads all GPUs of the machine; without a driver there are none, and that is logged.
 
-    GPUs are looked up again every `discovery_seconds`, and sooner after one was lost, as its
-    handle is not valid after a reset. A reading takes at most `timeout_seconds`, a lookup as much
-    again.
+    A reading takes at most `timeout_seconds`. A GPU whose driver has not answered for
+    `hung_after_seconds` is hung; as long as readings are a second apart it is reported so within
+    3 s of the hang. The driver's sample rings are emptied every `ring_seconds`, processes and
+    memory errors are read every `slow_seconds`. GPUs are looked up again every `discovery_seconds`,
+    and sooner after one was lost or the driver went away.
     """
 
     def __init__(
-        self, *, clock: Clock, timeout_seconds: float = 0.4, discovery_seconds: float = 30.0
+        self,
+        *,
+        clock: Clock,
+        timeout_seconds: float = 0.4,
+        discovery_seconds: float = 30.0,
+        hung_after_seconds: float = 1.5,
+        ring_seconds: float = 1.0,
+        slow_seconds: float = 10.0,
     ) -> None:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
         self._discovery_seconds = discovery_seconds
-        self._driver = DaemonWorker("nvml-driver")
-        self._gpus: tuple[_Gpu, ...] = ()
+        self._hung_after_seconds = hung_after_seconds
+        self._ring_seconds = ring_seconds
+        self._slow_seconds = slow_seconds
+        self._driver = NvmlDriver()
+        self._worker = DaemonWorker("nvml-driver")
+        self._watcher: XidWatcher | None = None
+        self._gpus: tuple[NvmlGpu, ...] = ()
+        self._handles: dict[int, str] = {}
         self._discover_at = clock.monotonic()
+        self._attached_at = clock.monotonic()
+        self._away = False
+        self._epochs = DriverEpochs()
+        self._events: asyncio.Queue[ObservedEvent] = asyncio.Queue(_MOST_EVENTS)
+        self._mismatch = False
+        self._driver_version = ""
         self._last_problem = ""
 
+    @property
+    def driver_version(self) -> str:
+        """Return the driver's version; empty while it is unknown."""
+        return self._driver_version
+
+    @property
+    def cost(self) -> DriverCost:
+        """Return the calls into the driver and the time spent there, since the start."""
+        meters = [self._driver.meter, *(gpu.meter for gpu in self._gpus)]
+        if self._watcher is not None:
+            meters.append(self._watcher.meter)
+        return DriverCost(
+            sum(meter.calls for meter in meters), sum(meter.seconds for meter in meters)
+        )
+
+    async def next_event(self) -> ObservedEvent:
+        """Wait for the next event of a GPU or the driver."""
+        return await self._events.get()
+
     async def read_gpus(self) -> Sequence[GpuReading]:
-        """Return all GPUs, each figure a value or the reason it is missing."""
-        if self._clock.monotonic() >= self._discover_at and not self._driver.busy:
+        """Return all GPUs, each figure a value or the reason it is missing.
+
+        Raises `DriverMismatch` when the driver was replaced under the library.
+        """
+        if self._clock.monotonic() >= self._discover_at and not self._worker.busy:
             await self._discover()
-        readings = await asyncio.gather(*(gpu.read(self._timeout_seconds) for gpu in self._gpus))
-        if any(reading.power_milliwatts is MissingReason.LOST for reading in readings):
-            self._discover_at = min(self._discover_at, self._clock.monotonic() + 5.0)
-        return readings
+        if self._mismatch:
+            raise DriverMismatch
+        now = self._clock.monotonic()
+        begun = [
+            gpu.begin(now, ring_seconds=self._ring_seconds, slow_seconds=self._slow_seconds)
+            for gpu in self._gpus
+        ]
+        if under_way := [reading for reading in begun if reading is not None]:
+            done, _ = await asyncio.wait(under_way, timeout=self._timeout_seconds)
+            for reading in done:
+                # The driver's errors are reasons in the reading; anything else is a fault of ours.
+                reading.result()
+        now = self._clock.monotonic()
+        for gpu in self._gpus:
+            gpu.finish(now, hung_after_seconds=self._hung_after_seconds)
+            self._judge(gpu)
+        self._judge_driver()
+        return [gpu.as_reading() for gpu in self._gpus]
+
+    def take_series(self, sample_time: datetime) -> tuple[SampleSeries, ...]:
+        """Return the samples since the last call, their offsets counted from `sample_time`."""
+        return tuple(series for gpu in self._gpus for series in gpu.take_series(sample_time))
+
+    async def read_processes(self) -> ProcessReading:
+        """Return who uses the GPUs, as the driver said within the last `slow_seconds`."""
+        processes: list[GpuProcess] = []
+        missing: list[tuple[str, int]] = []
+        for gpu in self._gpus:
+            found = gpu.processes()
+            if isinstance(found, MissingReason):
+                missing.append((gpu.found.uuid, found.value))
+                continue
+            processes.extend(
+                GpuProcess(process_id=process, gpu_uuid=gpu.found.uuid, memory_used_bytes=memory)
+                for process, memory in found
+            )
+        return ProcessReading(
+            read_time=self._clock.now(), processes=tuple(processes), missing=tuple(missing)
+        )
+
+    def _judge(self, gpu: NvmlGpu) -> None:
+        """Note what a reading says of the GPU's driver, before the reading is given out."""
+        before = gpu.health
+        gpu.health, happened = change_of_health(before, health_of(gpu.last_figures))
+        if gpu.counters.restarted(gpu.last_figures):
+            gpu.epoch, is_news = self._epochs.restart(gpu.epoch, self._now_milliseconds())
+            if is_news and before is not GpuHealth.LOST:
+                self._tell(GpuEventKind.DRIVER_RELOADED, epoch=gpu.epoch)
+        elif happened is GpuEventKind.GPU_BACK and before is GpuHealth.LOST:
+            # It was reset meanwhile, and its counters may have passed where they were.
+            gpu.epoch = self._epochs.start(self._now_milliseconds())
+        if happened is not None:
+            self._tell(happened, gpu_uuid=gpu.found.uuid, epoch=gpu.epoch)
+
+    def _judge_driver(self) -> None:
+        """Look for GPUs soon when one was lost, or at once when the driver is another one."""
+        if not self._gpus:
+            return
+        soon = self._clock.monotonic() + _RECOVERY_SECONDS
+        if any(gpu.health is GpuHealth.LOST for gpu in self._gpus):
+            self._discover_at = min(self._discover_at, soon)
+        if any(gpu.meter.detached for gpu in self._gpus) and not self._away:
+            self._away = True
+            self._discover_at = self._clock.monotonic()
 
     async def _discover(self) -> None:
-        self._discover_at = self._clock.monotonic() + self._discovery_seconds
-        known_uuids = {gpu.found.index: gpu.found.uuid for gpu in self._gpus}
-        lookup = self._driver.call(lambda: _find_gpus(known_uuids))
-        done, _ = await asyncio.wait({lookup}, timeout=self._timeout_seconds)
-        if not done:
-            # A slow driver keeps what was known; the lookup goes on and its answer comes later.
-            self._note_problem("TIMEOUT")
-            lookup.add_done_callback(self._take_late)
-            return
-        self._take(lookup)
+        now = self._clock.monotonic()
+        self._discover_at = now + (_RECOVERY_SECONDS if self._away else self._discovery_seconds)
+        if self._watcher is None:
+            loop = asyncio.get_running_loop()
 
-    def _take_late(self, lookup: "asyncio.Future[list[_FoundGpu]]") -> None:
+            def hand_over(uuid: str, code: int) -> None:
+                try:
+                    loop.call_soon_threadsafe(self._note_xid, uuid, code)
+                except RuntimeError:
+                    log.info("xid_after_close", xid=code)
+
+            self._watcher = XidWatcher(hand_over)
+        known_uuids = {gpu.found.driver_index: gpu.found.uuid for gpu in self._gpus}
+        # A GPU that was reset may need a new start of the library, which no reading may see.
+        lost = any(gpu.health is GpuHealth.LOST for gpu in self._gpus)
+        idle = not any(gpu.busy for gpu in self._gpus)
+        stale = now >= self._attached_at + self._discovery_seconds
+        attach_anew = self._away or (lost and idle and stale)
+        if attach_anew:
+            self._attached_at = now
+        lookup = self._worker.call(
+            lambda: self._driver.look_up(known_uuids, attach_anew=attach_anew)
+        )
+        if attach_anew or not self._gpus:
+            await asyncio.wait({lookup}, timeout=self._timeout_seconds)
+        if lookup.done():
+            self._take(lookup)
+            return
+        # What is known is read on meanwhile; the answer is taken whenever it comes.
+        if not self._gpus:
+            self._note_problem("TIMEOUT")
+        lookup.add_done_callback(self._take_late)
+
+    def _take_late(self, lookup: "asyncio.Future[Discovery]") -> None:
         if not lookup.cancelled():
             self._take(lookup)
 
-    def _take(self, lookup: "asyncio.Future[list[_FoundGpu]]") -> None:
+    def _take(self, lookup: "asyncio.Future[Discovery]") -> None:
         error = lookup.exception()
-        if isinstance(error, Exception):
-            # No driver, or one that is being replaced; GPUs known before are shown as unreachable.
-            self._note_problem(type(error).__name__)
-            reason = _reason_of(error)
-            self._replace(
-                [
-                    _FoundGpu(gpu.found.index, reason, gpu.found.uuid, gpu.found.product_name)
-                    for gpu in self._gpus
-                ]
-            )
-            return
-        self._note_problem("")
-        self._replace(lookup.result())
+        if isinstance(error, NvmlFailed):
+            self._note_problem(str(error))
+            self._lose_driver(error)
+        elif error is not None:
+            raise error
+        else:
+            self._note_problem("")
+            self._replace(lookup.result())
 
-    def _replace(self, found: Sequence[_FoundGpu]) -> None:
-        """Keep each GPU's thread, so that one that hangs is not given another."""
-        by_index = {gpu.found.index: gpu for gpu in self._gpus}
-        gpus = []
-        for each in found:
-            gpu = by_index.pop(each.index, None) or _Gpu(each)
-            gpu.found = each
+    def _lose_driver(self, failed: NvmlFailed) -> None:
+        """GPUs known before are shown without figures until there is a driver again."""
+        self._away = True
+        self._discover_at = min(self._discover_at, self._clock.monotonic() + _RECOVERY_SECONDS)
+        for gpu in self._gpus:
+            gpu.detach(reason_of(failed.code))
+            gpu.meter.detached = False
+        self._handles = {}
+        if is_mismatch(failed) and not self._mismatch:
+            self._mismatch = True
+            self._tell(GpuEventKind.DRIVER_MISMATCH)
+
+    def _replace(self, discovery: Discovery) -> None:
+        """Take over what was found; each GPU keeps its thread, one that is gone is lost."""
+        self._driver_version = discovery.driver_version
+        by_uuid = {gpu.found.uuid: gpu for gpu in self._gpus}
+        was_away, self._away = self._away, False
+        fresh_epoch = 0
+        if self._epochs.current == 0 or (was_away and discovery.attached_anew):
+            fresh_epoch = self._epochs.start(self._now_milliseconds())
+            if self._gpus:
+                self._tell(GpuEventKind.DRIVER_RELOADED, epoch=fresh_epoch)
+        gpus: list[NvmlGpu] = []
+        for found in discovery.gpus:
+            gpu = by_uuid.pop(found.uuid, None)
+            if gpu is None:
+                taken = {other.index for other in (*self._gpus, *gpus)}
+                index = found.driver_index
+                while index in taken:
+                    index += 1
+                gpu = NvmlGpu(index, found)
+                gpu.epoch = self._epochs.current
+                gpu.attach(discovery.library, found)
+            elif discovery.attached_anew or found.handle != gpu.found.handle:
+                gpu.attach(discovery.library, found)
+            gpu.meter.detached = False
+            gpu.epoch = fresh_epoch or gpu.epoch
             gpus.append(gpu)
-        for gone in by_index.values():
-            gone.close()
-        self._gpus = tuple(gpus)
+        for gpu in by_uuid.values():
+            if gpu.found.uuid.startswith("unidentified-"):
+                gpu.close()
+            else:
+                gpu.detach(MissingReason.LOST)
+                gpus.append(gpu)
+        self._gpus = tuple(sorted(gpus, key=lambda gpu: gpu.index))
+        handles = {found.handle: found.uuid for found in discovery.gpus if found.handle}
+        if self._watcher is not None and (handles != self._handles or discovery.attached_anew):
+            self._watcher.watch(discovery.library, handles)
+        self._handles = handles
+
+    def _note_xid(self, uuid: str, code: int) -> None:
+        facts = xid_facts(code)
+        epochs = [gpu.epoch for gpu in self._gpus if gpu.found.uuid == uuid]
+        self._put(
+            ObservedEvent(
+                kind=GpuEventKind.XID,
+                time=self._clock.now(),
+                gpu_uuid=uuid,
+                xid=code,
+                severity=facts.severity,
+                recommended_action=facts.action.value,
+                description=facts.description,
+                driver_epoch=epochs[0] if epochs else 0,
+            )
+        )
+
+    def _tell(self, kind: GpuEventKind, *, gpu_uuid: str = "", epoch: int = 0) -> None:
+        severity, action = _STATEMENTS[kind]
+        self._put(
+            ObservedEvent(
+                kind=kind,
+                time=self._clock.now(),
+                gpu_uuid=gpu_uuid,
+                severity=severity,
+                recommended_action=action,
+                description=_DESCRIPTIONS[kind],
+                driver_epoch=epoch,
+            )
+        )
+
+    def _put(self, event: ObservedEvent) -> None:
+        if self._events.full():
+            given_up = self._events.get_nowait()
+            log.warning("gpu_event_given_up", kind=given_up.kind.name, xid=given_up.xid)
+        self._events.put_nowait(event)
+        log.info("gpu_event", kind=event.kind.name, gpu_uuid=event.gpu_uuid, xid=event.xid)
+
+    def _now_milliseconds(self) -> int:
+        return int(self._clock.now().timestamp() * 1000)
 
     def _note_problem(self, problem: str) -> None:
         if problem != self._last_problem:
@@ -230,4 +336,6 @@ class NvmlGpus:
         """Let all threads end."""
         for gpu in self._gpus:
             gpu.close()
-        self._driver.close()
+        if self._watcher is not None:
+            self._watcher.close()
+        self._worker.close()

@@ -1,0 +1,146 @@
+"""One GPU of the host: its thread, what it said last, and how its driver behaves."""
+
+import asyncio
+import itertools
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from gpu_metrics.adapters.daemon_worker import DaemonWorker
+from gpu_metrics.adapters.nvml_device import NvmlDevice
+from gpu_metrics.adapters.nvml_discovery import FoundGpu, open_device
+from gpu_metrics.adapters.nvml_library import CallMeter, NvmlLibrary
+from gpu_metrics.domain.driver_health import CounterWatch, GpuHealth
+from gpu_metrics.domain.readings import GPU_FIGURES, CountReading, GpuReading, MissingReason
+from gpu_metrics.domain.samples import SampleSeries
+
+__all__ = ["NvmlGpu"]
+
+
+class NvmlGpu:
+    """A GPU with a thread of its own, so that one that hangs takes no other with it.
+
+    `index` is its place on the host and stays with its UUID, whatever the driver counts meanwhile.
+    """
+
+    def __init__(self, index: int, found: FoundGpu) -> None:
+        self.index = index
+        self.found = found
+        self.meter = CallMeter()
+        self.health = GpuHealth.ANSWERING
+        self.counters = CounterWatch()
+        self.epoch = 0
+        self.last_figures: Mapping[str, CountReading] = {}
+        self._worker = DaemonWorker(f"nvml-gpu-{index}")
+        self._device: NvmlDevice | None = None
+        self._began = 0.0
+        self._rings_due = 0.0
+        self._slow_due = 0.0
+        self._reading: dict[str, CountReading] = {}
+        self._not_begun: MissingReason | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Return whether the driver has not answered the last reading yet."""
+        return self._worker.busy
+
+    def attach(self, library: NvmlLibrary, found: FoundGpu) -> None:
+        """Read by this handle from now on; without one the reason is what is read."""
+        self.found = found
+        self._device = open_device(library, found, self.meter) if found.handle else None
+        self._slow_due = self._rings_due = 0.0
+
+    def detach(self, reason: MissingReason) -> None:
+        """Give up the handle; every figure is missing for this reason."""
+        self.found = FoundGpu(
+            self.found.driver_index, self.found.uuid, self.found.product_name, reason=reason
+        )
+        self._device = None
+
+    def begin(
+        self, now: float, *, ring_seconds: float, slow_seconds: float
+    ) -> "asyncio.Future[None] | None":
+        """Start a reading unless the one before still hangs or there is no handle."""
+        device = self._device
+        self._not_begun = self.found.reason if device is None else None
+        if device is None or self._worker.busy:
+            return None
+        # A twentieth early, so that a timer that fires a little early does not skip a turn.
+        rings = now >= self._rings_due - ring_seconds / 20
+        slow = now >= self._slow_due - slow_seconds / 20
+        figures = self._reading = {}
+        self._began = now
+
+        def read() -> None:
+            device.read(figures, rings=rings, slow=slow)
+            if rings:
+                self._rings_due = now + ring_seconds
+            if slow:
+                self._slow_due = now + slow_seconds
+
+        return self._worker.call(read)
+
+    def finish(self, now: float, *, hung_after_seconds: float) -> Mapping[str, CountReading]:
+        """Return what was read, the rest missing for a reason; call it once after `begin`."""
+        figures, self._reading = self._reading, {}
+        if self._not_begun is not None:
+            missing = self._not_begun
+        elif not self._worker.busy:
+            missing = MissingReason.UNREACHABLE
+        elif now - self._began >= hung_after_seconds:
+            missing = MissingReason.HUNG
+        else:
+            missing = MissingReason.TIMEOUT
+        read = dict(figures)
+        self.last_figures = {name: read.get(name, missing) for name in GPU_FIGURES}
+        return self.last_figures
+
+    def as_reading(self) -> GpuReading:
+        """Return the last figures as a reading."""
+        figures: dict[str, Any] = dict(self.last_figures)
+        return GpuReading(
+            gpu_uuid=self.found.uuid,
+            index=self.index,
+            product_name=self.found.product_name,
+            driver_epoch=self.epoch,
+            **figures,
+        )
+
+    def take_series(self, sample_time: datetime) -> list[SampleSeries]:
+        """Return the samples that wait, unless the thread may be adding to them."""
+        if self._device is None or self._worker.busy:
+            return []
+        moment = round(sample_time.timestamp() * 1_000_000)
+        series = []
+        for ring in self._device.rings.values():
+            if not ring.samples:
+                continue
+            moments = [taken for taken, _ in ring.samples]
+            series.append(
+                SampleSeries(
+                    gpu_index=self.index,
+                    metric=ring.metric,
+                    offset_microseconds=(
+                        max(0, moment - moments[0]),
+                        *(
+                            max(0, later - earlier)
+                            for earlier, later in itertools.pairwise(moments)
+                        ),
+                    ),
+                    values=tuple(value for _, value in ring.samples),
+                )
+            )
+            ring.samples.clear()
+        return series
+
+    def processes(self) -> "tuple[tuple[int, int | None], ...] | MissingReason":
+        """Return the processes as last read, or why they are not known."""
+        if self._device is None:
+            return self.found.reason
+        if self.health in (GpuHealth.HUNG, GpuHealth.LOST):
+            return MissingReason[self.health.name]
+        return self._device.processes.last
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._worker.close()
