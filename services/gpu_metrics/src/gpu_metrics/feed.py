@@ -16,6 +16,7 @@ import structlog
 from gpu_metrics import metric_names
 from gpu_metrics.domain.aggregate import TierAggregate
 from gpu_metrics.domain.fleet import Acknowledgement, ApplyOutcome, FleetChanges, FleetView
+from gpu_metrics.domain.history import History
 from gpu_metrics.domain.host_state import Freshness, HostState
 from gpu_metrics.domain.readings import HostReport, Tier
 from gpu_metrics.resume_token import ResumeToken
@@ -36,6 +37,8 @@ _NOTABLE_OUTCOMES = frozenset(
 )
 # Subscribers share the aggregates of a revision; the latency windows slide on all the same.
 _AGGREGATE_SECONDS = 0.25
+# How often what is long gone leaves the history; hundreds of thousands of rings are looked at.
+_HISTORY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,12 @@ class FleetFeed:
         clock: Clock,
         telemetry: Telemetry,
         epoch: str,
+        history: History | None = None,
         heartbeat_seconds: float = 5.0,
         maintenance_seconds: float = 0.5,
     ) -> None:
         self._view = view
+        self.history = history
         self._clock = clock
         self._epoch = epoch
         self._heartbeat_seconds = heartbeat_seconds
@@ -97,6 +102,19 @@ class FleetFeed:
             metric_names.LATENCY_BOUNDS_DIFFER,
             unit="1",
             description="tier aggregates merged from differing histogram bounds",
+        )
+        self._history_figures = (0.0, 0.0)
+        telemetry.gauge(
+            metric_names.HISTORY_BYTES,
+            lambda: [(self._history_figures[0], {})],
+            unit="By",
+            description="memory of the history's cells",
+        )
+        telemetry.gauge(
+            metric_names.HISTORY_REFUSED,
+            lambda: [(self._history_figures[1], {})],
+            unit="1",
+            description="samples without a history, as its memory is full",
         )
         telemetry.gauge(
             metric_names.FLEET_HOSTS,
@@ -122,12 +140,29 @@ class FleetFeed:
         self._wake_watchers()
         return acknowledgement
 
+    async def changed(self) -> None:
+        """Return once the view has changed after this call."""
+        await self._changed.wait()
+
     async def maintain(self) -> None:
         """Mark silent hosts stale and drop expired ones, until cancelled."""
+        history_due = 0.0
         while True:
             self._count_hosts()
             self._tell_counts()
+            if self._clock.monotonic() >= history_due:
+                self._tend_history()
+                history_due = self._clock.monotonic() + _HISTORY_SECONDS
             await self._clock.sleep(self._maintenance_seconds)
+
+    def _tend_history(self) -> None:
+        if self.history is not None:
+            self.history.expire(int(self._clock.now().timestamp()))
+            self.history.flush()
+            refused = float(self.history.refused_samples)
+            if refused and not self._history_figures[1]:
+                log.warning("history_full", maximum_tracks=self.history.maximum_tracks)
+            self._history_figures = (float(self.history.bytes_held), refused)
 
     def _tell_counts(self) -> None:
         for outcome, count in self._outcomes.items():

@@ -11,6 +11,8 @@ __all__ = [
     "LATENCY_BOUNDS_DIFFER",
     "PUBLISH_DROPPED",
     "PUBLISH_FAILURES",
+    "HISTORY_BYTES",
+    "HISTORY_REFUSED",
     "REPORTS_RECEIVED",
     "SAMPLES_RECEIVED",
 ]
@@ -20,6 +22,12 @@ REPORTS_RECEIVED = "gpu_metrics.reports.received"
 
 SAMPLES_RECEIVED = "gpu_metrics.samples.received"
 """Samples that reached the collector, by `outcome`: accepted, or dropped and why."""
+
+HISTORY_BYTES = "gpu_metrics.history.bytes"
+"""Memory of the history's cells."""
+
+HISTORY_REFUSED = "gpu_metrics.history.refused"
+"""Samples without a history because its memory is full."""
 
 FLEET_HOSTS = "gpu_metrics.fleet.hosts"
 """Hosts in the view, by `freshness`."""
