@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import grpc.aio
 import pytest
 
-from gaming.gpu_metrics.v1 import gpu_metrics_pb2, processes_pb2
+from gaming.gpu_metrics.v1 import gpu_metrics_pb2, history_pb2, processes_pb2, samples_pb2
 from gpu_metrics import wire
 from gpu_metrics.domain.processes import GpuProcess, ProcessReading
 from gpu_metrics.domain.readings import (
@@ -118,3 +118,59 @@ async def test_processes_of_an_unknown_host_are_not_found(collector: CollectorFo
             processes_pb2.GetGpuProcessesRequest(host_id="nowhere"), timeout=30
         )
     assert reason_of(refused.value) == "HOST_UNKNOWN"
+
+
+async def test_history_tells_what_was_and_leaves_unset_what_was_not(
+    collector: CollectorForTest,
+) -> None:
+    await report(collector, report_of("i-1"))
+    answer = await collector.fleet.QueryHistory(
+        history_pb2.QueryHistoryRequest(
+            metric=samples_pb2.FLEET_METRIC_GPU_UTILIZATION_PERMILLE,
+            host_id="i-1",
+            aggregation=history_pb2.AGGREGATION_P95,
+        ),
+        timeout=30,
+    )
+    assert answer.step.seconds == 2
+    told = [point for point in answer.points if point.HasField("value")]
+    assert [(point.value, point.samples, point.observed, point.expected) for point in told] == [
+        (500, 2, 2, 2)
+    ]
+    assert len(answer.points) >= 300
+    assert answer.points[0].expected == 0
+    assert answer.HasField("oldest_time")
+
+
+async def test_history_of_an_unknown_gpu_is_not_found(collector: CollectorForTest) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collector.fleet.QueryHistory(
+            history_pb2.QueryHistoryRequest(
+                metric=samples_pb2.FLEET_METRIC_GPU_POWER_MILLIWATTS, gpu_uuid="GPU-nowhere"
+            ),
+            timeout=30,
+        )
+    assert reason_of(refused.value) == "HISTORY_UNKNOWN"
+
+
+async def test_the_fleet_comes_with_distributions_when_asked(collector: CollectorForTest) -> None:
+    await report(collector, report_of("i-1"))
+    plain = await collector.fleet.GetFleet(gpu_metrics_pb2.GetFleetRequest(), timeout=30)
+    assert not plain.distributions
+    answer = await collector.fleet.GetFleet(
+        gpu_metrics_pb2.GetFleetRequest(include_distributions=True), timeout=30
+    )
+    (of_fleet,) = [
+        each
+        for each in answer.distributions
+        if each.metric == samples_pb2.FLEET_METRIC_GPU_UTILIZATION_PERMILLE
+        and each.WhichOneof("scope") is None
+    ]
+    assert (of_fleet.expected, of_fleet.observed) == (2, 2)
+    assert list(of_fleet.histogram.bucket_counts) == [2]
+    assert of_fleet.histogram.minimum == 500
+    assert not [
+        each
+        for each in answer.distributions
+        if each.metric == samples_pb2.FLEET_METRIC_GPU_TEMPERATURE_CELSIUS
+    ]

@@ -315,6 +315,14 @@ class History:
         yield from self._gpus.values()
         yield from self._servers.values()
 
+    def gpu(self, uuid: str) -> Subject | None:
+        """Return a GPU that is remembered."""
+        return self._gpus.get(uuid)
+
+    def server(self, server_id: str) -> Subject | None:
+        """Return a model server that is remembered."""
+        return self._servers.get(server_id)
+
     def gpus(self) -> Iterable[Subject]:
         """Return all GPUs that are remembered."""
         return self._gpus.values()

@@ -1,15 +1,18 @@
 """The methods for the fleet as it is now: once, as a stream, and page by page."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gpu_metrics import wire
 from gpu_metrics.domain.aggregate import TierAggregate
+from gpu_metrics.domain.distributions import DistributionRun
 from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.readings import Tier
 from gpu_metrics.feed import FleetFeed, FleetUpdate
 from gpu_metrics.pages import page_of_servers
+from gpu_metrics.wire.distributions import distribution_message
 from servicekit.clock import Clock
 
 __all__ = ["FleetMethods", "HostMessages"]
@@ -50,10 +53,22 @@ class FleetMethods(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
     ) -> gpu_metrics_pb2.GetFleetResponse:
         """Return the fleet once."""
         fleet = self._feed.now(wire.tiers_from_message(request.tiers))
-        return gpu_metrics_pb2.GetFleetResponse(
+        response = gpu_metrics_pb2.GetFleetResponse(
             fleet=self._snapshot(fleet.hosts, fleet.aggregates),
             snapshot_time=wire.timestamp(fleet.time),
         )
+        if request.include_distributions:
+            run = DistributionRun(
+                self._feed.history,
+                now=self._clock.monotonic(),
+                second=int(fleet.time.timestamp()),
+            )
+            for state in fleet.hosts:
+                run.take(state)
+                # Each host takes a millisecond; reports come in between.
+                await asyncio.sleep(0)
+            response.distributions.extend(map(distribution_message, run.distributions()))
+        return response
 
     async def WatchFleet(  # noqa: N802  # the method's name in the protocol
         self, request: gpu_metrics_pb2.WatchFleetRequest, context: Any
