@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from gpu_metrics.adapters.http_page import fetch_page
 from gpu_metrics.domain.readings import MissingReason, ModelServerReading, ModelServerState, Tier
 from gpu_metrics.domain.vllm_exposition import VllmMetrics, parse_vllm_metrics
 from servicekit.clock import Clock
 
 __all__ = ["ScrapedServer", "VllmServer"]
-
-_MAXIMUM_PAGE_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,21 @@ class VllmServer:
         self._patience = patience
         self._late_answers = 0
         self._model = server.model
+
+    @property
+    def server_id(self) -> str:
+        """Return the server's stable name."""
+        return self._server.server_id
+
+    @property
+    def scrape_url(self) -> str:
+        """Return where the agent reaches it."""
+        return self._server.scrape_url
+
+    @property
+    def model(self) -> str:
+        """Return the model it serves, empty until it has said so."""
+        return self._model
 
     async def read_server(self) -> ModelServerReading:
         """Return the server's state and figures; at most two timeouts long, never raising."""
@@ -117,32 +131,4 @@ class VllmServer:
 
     async def _fetch(self, path: str) -> str | MissingReason:
         """Return the page, or why it could not be had."""
-        url = self._server.scrape_url + path
-        try:
-            async with self._session.get(
-                url, timeout=self._timeout, allow_redirects=False
-            ) as response:
-                if response.status != 200:
-                    return _reason_of_status(response.status)
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > _MAXIMUM_PAGE_BYTES:
-                        return MissingReason.MALFORMED
-                return body.decode()
-        except TimeoutError:
-            return MissingReason.TIMEOUT
-        except UnicodeDecodeError:
-            return MissingReason.MALFORMED
-        except (aiohttp.ClientPayloadError, aiohttp.ClientResponseError):
-            return MissingReason.MALFORMED
-        except (aiohttp.ClientError, OSError):
-            return MissingReason.UNREACHABLE
-
-
-def _reason_of_status(status: int) -> MissingReason:
-    if status in (401, 403):
-        return MissingReason.PERMISSION
-    if status == 404:
-        return MissingReason.UNSUPPORTED
-    return MissingReason.UNREACHABLE
+        return await fetch_page(self._session, self._server.scrape_url + path, self._timeout)
