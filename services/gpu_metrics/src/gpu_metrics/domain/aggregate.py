@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from gpu_metrics.domain.histogram import Histogram, merge
+from gpu_metrics.domain.host_energy import EnergyUse
 from gpu_metrics.domain.readings import (
     CountReading,
     GpuReading,
@@ -29,7 +30,8 @@ _Item = TypeVar("_Item")
 class TierMember:
     """One model server with what is counted with it.
 
-    `gpus` are the GPUs its tier has on its host, given to one server of the host only.
+    `gpus` are the GPUs its tier has on its host, and `energy` what the tier generated and used
+    there, both given to one server of the host only.
     """
 
     server: ModelServerReading
@@ -37,6 +39,7 @@ class TierMember:
     time_to_first_token: Histogram | None
     inter_token_latency: Histogram | None
     gpus: tuple[GpuReading, ...] = ()
+    energy: EnergyUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,8 @@ class TierAggregate:
     """One tier. `latency_coarsened` says that servers had differing histogram bounds.
 
     `kv_cache_used_tokens` and `kv_cache_capacity_tokens` are over the same servers, those that
-    reported both usage and capacity, so that one may be divided by the other.
+    reported both usage and capacity, so that one may be divided by the other. `tokens_per_joule` is
+    over fresh servers whose GPUs all have an energy counter.
     """
 
     tier: Tier
@@ -61,6 +65,7 @@ class TierAggregate:
     mean_gpu_utilization_permille: int | None
     power_milliwatts: int | None
     latency_coarsened: bool = False
+    tokens_per_joule: float | None = None
 
 
 def attribute_gpus(report: HostReport) -> Mapping[Tier, tuple[GpuReading, ...]]:
@@ -113,7 +118,14 @@ def aggregate_tier(tier: Tier, members: Sequence[TierMember]) -> TierAggregate:
         ),
         power_milliwatts=_total(_known(gpus, lambda gpu: gpu.power_milliwatts)),
         latency_coarsened=any(merged.coarsened for merged in (first_token, inter_token) if merged),
+        tokens_per_joule=_tokens_per_joule(fresh),
     )
+
+
+def _tokens_per_joule(members: Iterable[TierMember]) -> float | None:
+    uses = [member.energy for member in members if member.energy is not None]
+    millijoules = sum(use.millijoules for use in uses)
+    return 1000 * sum(use.tokens for use in uses) / millijoules if millijoules else None
 
 
 def _known(items: Iterable[_Item], reading_of: Callable[[_Item], CountReading]) -> list[int]:

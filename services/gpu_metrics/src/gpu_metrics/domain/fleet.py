@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Protocol
 
 from gpu_metrics.domain.aggregate import TierAggregate, TierMember, aggregate_tier, attribute_gpus
+from gpu_metrics.domain.host_energy import HostEnergy
 from gpu_metrics.domain.host_ingest import (
     AcceptedReport,
     HostIngest,
@@ -125,6 +126,7 @@ class SampleSink(Protocol):
 class _Entry:
     state: HostState
     latency: HostLatency
+    energy: HostEnergy
     ingest: HostIngest
     superseded: deque[str]
 
@@ -258,6 +260,10 @@ class FleetView:
                 slot_seconds=self.policy.slot_seconds,
                 retained_seconds=self.policy.retained_seconds,
             ),
+            energy=HostEnergy(
+                slot_seconds=self.policy.slot_seconds,
+                retained_seconds=self.policy.retained_seconds,
+            ),
             ingest=HostIngest(self.policy.sample_window_seconds),
             superseded=deque(maxlen=self.policy.superseded_runs_remembered),
         )
@@ -272,6 +278,7 @@ class FleetView:
         tiers = before.tiers_ever
         if report.servers:
             entry.latency.observe(report.servers, now)
+            entry.energy.observe(report, now)
             serving = frozenset([server.tier for server in report.servers])
             self._tiers_seen |= serving
             tiers = tiers if tiers >= serving else tiers | serving
@@ -431,5 +438,8 @@ class FleetView:
                 time_to_first_token=first_token,
                 inter_token_latency=inter_token,
                 gpus=() if server.tier in claimed else gpus.get(server.tier, ()),
+                energy=(
+                    None if server.tier in claimed else entry.energy.between(server.tier, slots)
+                ),
             )
             claimed.add(server.tier)

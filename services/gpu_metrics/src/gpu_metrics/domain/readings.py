@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import Enum
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from gpu_metrics.domain.gpu_events import GpuEvent
 from gpu_metrics.domain.histogram import Histogram
@@ -21,6 +21,8 @@ __all__ = [
     "GPU_FIGURES",
     "GPU_HISTORY_FIGURES",
     "CountReading",
+    "EnergyCounter",
+    "GpuAlertFigures",
     "GpuReading",
     "HistogramReading",
     "Host",
@@ -31,6 +33,8 @@ __all__ = [
     "PackedGpus",
     "PurchaseOption",
     "Tier",
+    "gpu_alert_figures",
+    "gpu_energy",
     "gpu_history_figures",
     "gpu_uuids",
     "known",
@@ -131,6 +135,19 @@ GPU_HISTORY_FIGURES = (
 """The fields of a `GpuReading` with a history, in the order of their `FleetMetric`."""
 
 
+class GpuAlertFigures(NamedTuple):
+    """What of a GPU may need attention: whether it answers for anything, and three figures.
+
+    Clock-event reasons that are missing are 0: none is known.
+    """
+
+    gpu_uuid: str
+    answers: bool
+    clock_event_reasons: int
+    ecc_uncorrected_total: int | None
+    driver_epoch: int
+
+
 class PackedGpus(ABC):
     """GPUs whose figures can be had without a `GpuReading` of each."""
 
@@ -139,6 +156,14 @@ class PackedGpus(ABC):
     @abstractmethod
     def uuids(self) -> tuple[str, ...]:
         """Return the UUIDs in the order of the report."""
+
+    @abstractmethod
+    def alert_figures(self) -> list[GpuAlertFigures]:
+        """Return what of each GPU may need attention."""
+
+    @abstractmethod
+    def energy(self) -> "list[EnergyCounter]":
+        """Return the energy counter of each GPU."""
 
     @abstractmethod
     def history_figures(self) -> list[float | None]:
@@ -150,6 +175,47 @@ def gpu_uuids(gpus: Sequence[GpuReading]) -> tuple[str, ...]:
     if isinstance(gpus, PackedGpus):
         return gpus.uuids()
     return tuple(gpu.gpu_uuid for gpu in gpus)
+
+
+def gpu_alert_figures(gpus: Sequence[GpuReading]) -> list[GpuAlertFigures]:
+    """Return what of each GPU may need attention, in the order of the report."""
+    if isinstance(gpus, PackedGpus):
+        return gpus.alert_figures()
+    return [
+        GpuAlertFigures(
+            gpu.gpu_uuid,
+            any(
+                known(reading) is not None
+                for reading in (
+                    gpu.utilization_permille,
+                    gpu.memory_used_bytes,
+                    gpu.power_milliwatts,
+                    gpu.temperature_celsius,
+                )
+            ),
+            known(gpu.clock_event_reasons) or 0,
+            known(gpu.ecc_uncorrected_total),
+            gpu.driver_epoch,
+        )
+        for gpu in gpus
+    ]
+
+
+class EnergyCounter(NamedTuple):
+    """A GPU's energy since its driver was loaded, None when it is missing."""
+
+    gpu_uuid: str
+    driver_epoch: int
+    millijoules: int | None
+
+
+def gpu_energy(gpus: Sequence[GpuReading]) -> Sequence[EnergyCounter]:
+    """Return the energy counter of each GPU, in the order of the report."""
+    if isinstance(gpus, PackedGpus):
+        return gpus.energy()
+    return [
+        EnergyCounter(gpu.gpu_uuid, gpu.driver_epoch, known(gpu.energy_millijoules)) for gpu in gpus
+    ]
 
 
 def gpu_history_figures(gpus: Sequence[GpuReading]) -> list[float | None]:

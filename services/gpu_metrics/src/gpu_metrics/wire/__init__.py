@@ -126,6 +126,7 @@ def aggregate_message(aggregate: TierAggregate) -> fleet_pb2.TierAggregate:
         kv_cache_capacity_tokens=aggregate.kv_cache_capacity_tokens,
         mean_gpu_utilization_permille=aggregate.mean_gpu_utilization_permille,
         power_milliwatts=aggregate.power_milliwatts,
+        tokens_per_joule=aggregate.tokens_per_joule,
     )
     if aggregate.time_to_first_token is not None:
         put_histogram(message.time_to_first_token, aggregate.time_to_first_token)

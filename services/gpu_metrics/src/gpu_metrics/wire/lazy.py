@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar, overload
 
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, samples_pb2
 from gpu_metrics.domain.readings import (
+    EnergyCounter,
+    GpuAlertFigures,
     GpuReading,
     Host,
     HostReport,
@@ -81,6 +83,33 @@ class LazyGpus(LazySequence[GpuReading], PackedGpus):
     def uuids(self) -> tuple[str, ...]:
         """Return the UUIDs in the order of the report."""
         return tuple([gpu.gpu_uuid for gpu in self.messages])
+
+    def alert_figures(self) -> list[GpuAlertFigures]:
+        """Return what of each GPU may need attention."""
+        return [
+            GpuAlertFigures(
+                gpu.gpu_uuid,
+                gpu.HasField("utilization_permille")
+                or gpu.HasField("memory_used_bytes")
+                or gpu.HasField("power_milliwatts")
+                or gpu.HasField("temperature_celsius"),
+                gpu.clock_event_reasons,
+                gpu.ecc_uncorrected_total if gpu.HasField("ecc_uncorrected_total") else None,
+                gpu.driver_epoch,
+            )
+            for gpu in self.messages
+        ]
+
+    def energy(self) -> list[EnergyCounter]:
+        """Return the energy counter of each GPU."""
+        return [
+            EnergyCounter(
+                gpu.gpu_uuid,
+                gpu.driver_epoch,
+                gpu.energy_millijoules if gpu.HasField("energy_millijoules") else None,
+            )
+            for gpu in self.messages
+        ]
 
     def history_figures(self) -> list[float | None]:
         """Return six figures of each GPU, in the order of `GPU_HISTORY_FIGURES`."""
