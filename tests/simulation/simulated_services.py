@@ -42,6 +42,8 @@ from autoscaler.metric_names import LoopInstruments
 from autoscaler.picture import Picture
 from autoscaler.ports import Stores
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
+from gpu_metrics.alert_desk import AlertDesk
+from gpu_metrics.domain.alert_book import AlertBook
 from gpu_metrics.domain.event_journals import EventJournals
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
 from gpu_metrics.event_store import EventStore
@@ -353,7 +355,12 @@ class Collector:
             maintenance_seconds=2.0,
         )
         events = EventStore(EventJournals(), clock=process.clock, telemetry=_TELEMETRY)
-        process.services[COLLECTOR_SERVICE] = GpuMetricsServicer(feed, process.clock, events=events)
+        alerts = AlertDesk(
+            feed, AlertBook(), clock=process.clock, telemetry=_TELEMETRY, epoch="alerts"
+        )
+        process.services[COLLECTOR_SERVICE] = GpuMetricsServicer(
+            feed, process.clock, events=events, alerts=alerts
+        )
         process.services["reports"] = ReportTaker(feed, lambda: not suite.feed_is_frozen)
         process.spawn(feed.maintain())
 

@@ -1,12 +1,10 @@
-"""Tells the game's event bus what of the fleet needs attention.
+"""Tells the game's event bus which alerts begin and which end.
 
-Nothing here stands in the way of reports: the view is looked at from outside at a fixed pace, and
-what is to be told waits in a bounded buffer.
+What is to be told waits in a bounded buffer while the bus is away.
 """
 
 import asyncio
 import uuid
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -14,8 +12,7 @@ import structlog
 from gaming.common.v1 import tier_pb2
 from gaming.events import events_pb2 as pb
 from gpu_metrics import metric_names
-from gpu_metrics.domain.alerts import Alert, AlertBook, AlertKind
-from gpu_metrics.domain.fleet import FleetView
+from gpu_metrics.domain.alerts import AlertChange, AlertChangeKind, AlertKind
 from gpu_metrics.ports import EventSink
 from messaging.codec import new_event
 from servicekit.clock import Clock
@@ -28,68 +25,51 @@ log = structlog.get_logger(__name__)
 
 SOURCE = "gpu_metrics"
 
-_LOOK_SECONDS = 0.5
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Names the events of alerts, so that two collectors that tell the same are heard once.
+_NAMESPACE = uuid.UUID("6f5e2a9c-1d27-4f0e-9b55-3e0c8f7a4d21")
+
+# The bus does not tell a GPU that is lost from one whose driver hangs; one GPU is never both.
+_BUS_KINDS = {
+    AlertKind.HOST_SILENT: pb.GPU_ALERT_KIND_HOST_SILENT,
+    AlertKind.HOST_LOST: pb.GPU_ALERT_KIND_HOST_LOST,
+    AlertKind.GPU_LOST: pb.GPU_ALERT_KIND_GPU_FAILED,
+    AlertKind.GPU_HUNG: pb.GPU_ALERT_KIND_GPU_FAILED,
+    AlertKind.SERVER_UNHEALTHY: pb.GPU_ALERT_KIND_SERVER_UNHEALTHY,
+    AlertKind.XID: pb.GPU_ALERT_KIND_XID,
+    AlertKind.THERMAL_THROTTLING: pb.GPU_ALERT_KIND_THERMAL_THROTTLING,
+    AlertKind.POWER_THROTTLING: pb.GPU_ALERT_KIND_POWER_THROTTLING,
+    AlertKind.ECC_UNCORRECTED: pb.GPU_ALERT_KIND_ECC_UNCORRECTED,
+    AlertKind.CLOCK_SKEW: pb.GPU_ALERT_KIND_CLOCK_SKEW,
+    AlertKind.DRIVER_UNREACHABLE: pb.GPU_ALERT_KIND_DRIVER_UNREACHABLE,
+}
 
 
 class AlertReporter:
-    """Looks at the view and publishes what begins and what ends.
+    """Publishes what begins and what ends.
 
     While the bus is away at most `buffer` alerts wait, and are published with their own times once
     it is back; further ones are dropped and counted.
     """
 
-    def __init__(
-        self,
-        view: FleetView,
-        sink: EventSink,
-        *,
-        clock: Clock,
-        telemetry: Telemetry,
-        confirm_seconds: float,
-        buffer: int,
-        new_id: Callable[[], uuid.UUID] = uuid.uuid4,
-    ) -> None:
-        self._view = view
+    def __init__(self, sink: EventSink, *, clock: Clock, telemetry: Telemetry, buffer: int) -> None:
         self._sink = sink
         self._clock = clock
-        self._book = AlertBook(confirm_seconds=confirm_seconds)
         self._waiting: asyncio.Queue[pb.GameEvent] = asyncio.Queue(buffer)
-        self._new_id = new_id
-        self._alerts = telemetry.counter(
-            metric_names.ALERTS, unit="1", description="alerts of the fleet, by kind and state"
-        )
         self._dropped = telemetry.counter(
             metric_names.ALERTS_DROPPED, unit="1", description="alerts never published, by reason"
         )
 
-    async def watch(self) -> None:
-        """Look at the view until cancelled."""
-        while True:
-            self.look()
-            await self._clock.sleep(_LOOK_SECONDS)
-
-    def look(self) -> None:
-        """Look once, and put what is to be told into the buffer."""
-        now = self._clock.monotonic()
-        for alert in self._book.look(self._view.hosts(now), now):
-            kind, state = alert.condition.kind.name.lower(), _state_name(alert)
-            self._alerts.add(1, {"kind": kind, "state": state})
-            log.warning(
-                "fleet_alert",
-                kind=kind,
-                state=state,
-                host_id=alert.condition.host_id,
-                part_id=alert.condition.part_id or None,
-                reason=alert.reason,
-            )
-            message = alert_message(alert, event_id=str(self._new_id()), time=self._clock.now())
-            try:
-                self._waiting.put_nowait(message)
-            except asyncio.QueueFull:
-                self._dropped.add(1, {"reason": "buffer_full"})
+    def offer(self, change: AlertChange) -> None:
+        """Put what is to be told into the buffer; who looks after an alert is not for the bus."""
+        if change.kind is AlertChangeKind.ACKNOWLEDGED or change.replaced:
+            return
+        try:
+            self._waiting.put_nowait(alert_message(change, time=self._clock.now()))
+        except asyncio.QueueFull:
+            self._dropped.add(1, {"reason": "buffer_full"})
 
     async def publish(self) -> None:
         """Publish what waits, in order, until cancelled; tries again while the bus is away."""
@@ -113,31 +93,33 @@ class AlertReporter:
                 return
 
 
-def alert_message(alert: Alert, *, event_id: str, time: datetime) -> pb.GameEvent:
-    """Return the alert as the bus carries it."""
-    condition = alert.condition
+def alert_message(change: AlertChange, *, time: datetime) -> pb.GameEvent:
+    """Return an alert's beginning or end as the bus carries it.
+
+    Its event id follows from the alert's, so consumers that keep an inbox hear it once however many
+    collectors tell it.
+    """
+    alert, condition = change.alert, change.alert.condition
     is_server = condition.kind is AlertKind.SERVER_UNHEALTHY
+    state = pb.GPU_ALERT_STATE_RAISED if alert.stands else pb.GPU_ALERT_STATE_CLEARED
     return new_event(
         pb.GPU_ALERT,
         pb.GpuAlertEvent(
-            kind=pb.GpuAlertKind.ValueType(condition.kind.value),
-            state=pb.GPU_ALERT_STATE_RAISED if alert.raised else pb.GPU_ALERT_STATE_CLEARED,
+            kind=_BUS_KINDS[condition.kind],
+            state=state,
             host_id=condition.host_id,
             gpu_uuid="" if is_server else condition.part_id,
             server_id=condition.part_id if is_server else "",
             tiers=[tier_pb2.Tier.ValueType(tier.value) for tier in alert.tiers],
             last_report_timestamp=_milliseconds(alert.last_report_time),
-            reason=alert.reason,
+            reason=change.reason or alert.reason,
             simulated=alert.simulated,
+            alert_id=alert.alert_id,
         ),
         source=SOURCE,
-        event_id=event_id,
+        event_id=str(uuid.uuid5(_NAMESPACE, f"{alert.alert_id}:{state}")),
         timestamp_milliseconds=_milliseconds(time),
     )
-
-
-def _state_name(alert: Alert) -> str:
-    return "raised" if alert.raised else "cleared"
 
 
 def _milliseconds(moment: datetime) -> int:

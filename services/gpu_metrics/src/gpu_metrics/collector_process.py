@@ -5,12 +5,16 @@ import uuid
 from contextlib import AsyncExitStack
 
 from gpu_metrics.adapters.cloudwatch import CloudWatchAggregates
+from gpu_metrics.adapters.prometheus import serve_prometheus
+from gpu_metrics.alert_desk import AlertDesk
 from gpu_metrics.alerts import AlertReporter
 from gpu_metrics.config import COLLECTOR_DEFAULT_ADDRESS, CollectorSettings
+from gpu_metrics.domain.alert_book import AlertBook
 from gpu_metrics.domain.event_journals import EventJournals
 from gpu_metrics.domain.fleet import FleetView
 from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
+from gpu_metrics.fleet_instruments import FleetInstruments
 from gpu_metrics.publisher import AggregatePublisher
 from gpu_metrics.servicers import registrations
 from messaging.service_bus import open_publisher, say_what_is_joined
@@ -22,23 +26,36 @@ __all__ = ["main"]
 
 async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) -> None:
     """Serve the fleet view until told to stop."""
-    view = FleetView(settings.fleet_policy())
+    # Watchers take ages as the difference of two of its wall times.
+    clock = SteadyClock(runtime.clock)
+    history = settings.history.history(started=int(clock.now().timestamp()))
+    view = FleetView(settings.fleet_policy(), history)
     feed = FleetFeed(
         view,
-        # Watchers take ages as the difference of two of its wall times.
-        clock=SteadyClock(runtime.clock),
+        history=history,
+        clock=clock,
         telemetry=runtime.telemetry,
         epoch=uuid.uuid4().hex[:12],
         heartbeat_seconds=settings.heartbeat_seconds,
         maintenance_seconds=min(0.5, settings.stale_after_seconds / 10),
     )
+    alerts = AlertDesk(
+        feed,
+        AlertBook(settings.alerts.policy(skew_seconds=view.policy.sample_window_seconds)),
+        clock=clock,
+        telemetry=runtime.telemetry,
+        epoch=uuid.uuid4().hex[:12],
+        heartbeat_seconds=settings.heartbeat_seconds,
+        runbook_base_url=settings.alerts.runbook_base_url,
+    )
     events = EventStore(
-        EventJournals(settings.event_bounds()),
-        clock=runtime.clock,
+        EventJournals(settings.alerts.event_bounds()),
+        clock=clock,
         telemetry=runtime.telemetry,
         heartbeat_seconds=settings.heartbeat_seconds,
+        listeners=[alerts.take_events],
     )
-    tasks = [feed.maintain]
+    tasks = [feed.maintain, alerts.run]
     if settings.cloudwatch_enabled:
         publisher = AggregatePublisher(
             view,
@@ -53,8 +70,15 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
             interval_seconds=settings.cloudwatch_interval_seconds,
         )
         tasks += [publisher.observe, publisher.run]
+    if runtime.telemetry.exporting:
+        instruments = FleetInstruments(feed.hosts, clock=runtime.clock, telemetry=runtime.telemetry)
+        tasks.append(instruments.look)
     say_what_is_joined(settings.messaging)
     async with AsyncExitStack() as stack:
+        if settings.prometheus.address is not None:
+            await stack.enter_async_context(
+                serve_prometheus(settings.prometheus.address, feed.hosts, clock=runtime.clock)
+            )
         if settings.messaging.publishes:
             bus = await stack.enter_async_context(
                 open_publisher(
@@ -64,16 +88,15 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
                     random=runtime.random,
                 )
             )
-            alerts = AlertReporter(
-                view,
+            reporter = AlertReporter(
                 bus,
                 clock=runtime.clock,
                 telemetry=runtime.telemetry,
-                confirm_seconds=settings.alert_confirm_seconds,
-                buffer=settings.alert_buffer,
+                buffer=settings.alerts.buffer,
             )
-            tasks += [alerts.watch, alerts.publish]
-        services = registrations(feed, runtime.clock, events=events)
+            alerts.add_listener(reporter.offer)
+            tasks.append(reporter.publish)
+        services = registrations(feed, runtime.clock, events=events, alerts=alerts)
         await runtime.serve(services, settings.server, *tasks)
 
 

@@ -140,6 +140,10 @@ class FleetFeed:
         self._wake_watchers()
         return acknowledgement
 
+    def changes_since(self, revision: int) -> FleetChanges:
+        """Return what a reader at `revision` has to change; raises `RevisionTooOld`."""
+        return self._view.changes_since(revision, self._advance())
+
     async def changed(self) -> None:
         """Return once the view has changed after this call."""
         await self._changed.wait()

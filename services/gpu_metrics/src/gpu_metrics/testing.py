@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import grpc.aio
 
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2_grpc
+from gpu_metrics.alert_desk import AlertDesk
+from gpu_metrics.domain.alert_book import AlertBook
+from gpu_metrics.domain.alerts import AlertPolicy
 from gpu_metrics.domain.event_journals import EventBounds, EventJournals
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
 from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
+from gpu_metrics.history_settings import HistorySettings
 from gpu_metrics.servicers import registrations
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
@@ -45,21 +49,25 @@ async def collector_for_test(
     port: int = 0,
     server_environ: Mapping[str, str] | None = None,
     event_bounds: EventBounds | None = None,
+    alert_policy: AlertPolicy | None = None,
 ) -> AsyncIterator[CollectorForTest]:
     """Serve a collector on loopback, by default on a free port, until the context ends.
 
     `server_environ` holds settings of its server as environment variables.
     """
     clock = SystemClock()
+    history = load_settings(HistorySettings, {}).history(started=int(clock.now().timestamp()))
     view = FleetView(
         FleetPolicy(
             stale_after_seconds=stale_after_seconds,
             expire_after_seconds=expire_after_seconds,
             maximum_hosts=maximum_hosts,
-        )
+        ),
+        history,
     )
     feed = FleetFeed(
         view,
+        history=history,
         clock=clock,
         telemetry=Telemetry("test"),
         epoch=uuid.uuid4().hex[:12],
@@ -68,16 +76,26 @@ async def collector_for_test(
     )
     environ = {"GAMEKEEPER_LISTEN_ADDRESS": f"127.0.0.1:{port}", **(server_environ or {})}
     settings = load_settings(ServerSettings, environ)
+    alerts = AlertDesk(
+        feed,
+        AlertBook(alert_policy),
+        clock=clock,
+        telemetry=Telemetry("test"),
+        epoch=uuid.uuid4().hex[:12],
+        heartbeat_seconds=heartbeat_seconds,
+    )
     events = EventStore(
         EventJournals(event_bounds),
         clock=clock,
         telemetry=Telemetry("test"),
         heartbeat_seconds=heartbeat_seconds,
+        listeners=[alerts.take_events],
     )
-    server = RpcServer(registrations(feed, clock, events=events), settings, clock=clock)
+    services = registrations(feed, clock, events=events, alerts=alerts)
+    server = RpcServer(services, settings, clock=clock)
     await server.start()
     await server.set_serving(True)
-    maintenance = asyncio.ensure_future(feed.maintain())
+    tasks = [asyncio.ensure_future(run) for run in (feed.maintain(), alerts.run())]
     try:
         async with open_channel(server.address) as channel:
             yield CollectorForTest(
@@ -88,5 +106,6 @@ async def collector_for_test(
                 reports=gpu_metrics_pb2_grpc.GpuReportServiceStub(channel),
             )
     finally:
-        maintenance.cancel()
+        for task in tasks:
+            task.cancel()
         await server.stop(0)

@@ -1,32 +1,133 @@
-"""What of the fleet needs attention: conditions that begin and end. Time is an argument."""
+"""What needs attention: the kinds of alerts, how grave they are, and how long they must hold."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
-from gpu_metrics.domain.host_state import Freshness, HostState
-from gpu_metrics.domain.readings import GpuReading, MissingReason, ModelServerState, Tier
+from gpu_metrics.domain.gpu_events import Severity
+from gpu_metrics.domain.readings import Tier
+from servicekit.errors import FailedPrecondition, NotFound
 
-__all__ = ["Alert", "AlertBook", "AlertKind", "Condition"]
+__all__ = [
+    "CONFIRMED_KINDS",
+    "Alert",
+    "AlertChange",
+    "AlertChangeKind",
+    "AlertEnded",
+    "AlertKind",
+    "AlertNotFound",
+    "AlertPolicy",
+    "Condition",
+    "alert_id",
+]
 
-# Of hosts that were given up so many are remembered, to say when one is back.
-_LOST_HOSTS_REMEMBERED = 1000
 
-_GPU_FAILURES = {
-    MissingReason.LOST: "the GPU fell off the bus",
-    MissingReason.TIMEOUT: "the driver does not answer for the GPU",
-    MissingReason.UNREACHABLE: "the driver cannot be reached",
-}
+class AlertNotFound(NotFound):
+    """No alert of that id stands, nor is one remembered that ended."""
+
+    reason = "ALERT_NOT_FOUND"
+
+
+class AlertEnded(FailedPrecondition):
+    """The alert has ended; there is nothing left to look after."""
+
+    reason = "ALERT_ENDED"
 
 
 class AlertKind(Enum):
-    """What an alert is about; the numbers are those of `gaming.events.GpuAlertKind`."""
+    """What an alert is about; the numbers are those of `gaming.gpu_metrics.v1.AlertKind`."""
 
     HOST_SILENT = 1
     HOST_LOST = 2
-    GPU_FAILED = 3
+    GPU_LOST = 3
     SERVER_UNHEALTHY = 4
+    GPU_HUNG = 5
+    XID = 6
+    THERMAL_THROTTLING = 7
+    POWER_THROTTLING = 8
+    ECC_UNCORRECTED = 9
+    CLOCK_SKEW = 10
+    DRIVER_UNREACHABLE = 11
+
+    @property
+    def slug(self) -> str:
+        """Return the kind's name in ids and in the names of runbooks, for example `gpu-lost`."""
+        return self.name.lower().replace("_", "-")
+
+    @property
+    def severity(self) -> Severity:
+        """Return how grave an alert of this kind is; that of an XID is its event's instead."""
+        return Severity.WARNING if self in _WARNINGS else Severity.CRITICAL
+
+
+_WARNINGS = frozenset(
+    {
+        AlertKind.HOST_SILENT,
+        AlertKind.XID,
+        AlertKind.THERMAL_THROTTLING,
+        AlertKind.POWER_THROTTLING,
+        AlertKind.CLOCK_SKEW,
+    }
+)
+
+CONFIRMED_KINDS = (
+    AlertKind.GPU_LOST,
+    AlertKind.GPU_HUNG,
+    AlertKind.SERVER_UNHEALTHY,
+    AlertKind.DRIVER_UNREACHABLE,
+)
+"""Kinds that readings alone must show for a while: a single late answer is no failure."""
+
+_RAISE_SECONDS: Mapping[AlertKind, float] = {
+    # Silence has been waited for by the view already; errors of a moment are there or not.
+    AlertKind.HOST_SILENT: 0.0,
+    AlertKind.HOST_LOST: 0.0,
+    AlertKind.XID: 0.0,
+    AlertKind.ECC_UNCORRECTED: 0.0,
+    **dict.fromkeys(CONFIRMED_KINDS, 3.0),
+    AlertKind.THERMAL_THROTTLING: 10.0,
+    AlertKind.POWER_THROTTLING: 10.0,
+    AlertKind.CLOCK_SKEW: 10.0,
+}
+_CLEAR_SECONDS: Mapping[AlertKind, float] = {
+    AlertKind.HOST_SILENT: 0.0,
+    AlertKind.GPU_LOST: 5.0,
+    AlertKind.GPU_HUNG: 5.0,
+    AlertKind.SERVER_UNHEALTHY: 5.0,
+    AlertKind.DRIVER_UNREACHABLE: 5.0,
+    AlertKind.THERMAL_THROTTLING: 30.0,
+    AlertKind.POWER_THROTTLING: 30.0,
+    AlertKind.CLOCK_SKEW: 30.0,
+    # What lasts a moment is over once it has not come again for a while.
+    AlertKind.XID: 900.0,
+    AlertKind.ECC_UNCORRECTED: 900.0,
+    # An instance that was given up hardly ever comes back under the same id.
+    AlertKind.HOST_LOST: 86_400.0,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertPolicy:
+    """How long a condition must hold before it is told, and be absent before it has ended.
+
+    `raise_seconds` and `clear_seconds` replace the defaults of the kinds they name. A host's clock
+    counts as skewed beyond `skew_seconds`. Of alerts that ended the last `history` are remembered.
+    """
+
+    raise_seconds: Mapping[AlertKind, float] = field(default_factory=dict)
+    clear_seconds: Mapping[AlertKind, float] = field(default_factory=dict)
+    skew_seconds: float = 60.0
+    history: int = 1024
+
+    def raise_after(self, kind: AlertKind) -> float:
+        """Return how many seconds a condition must hold before it is told."""
+        return self.raise_seconds.get(kind, _RAISE_SECONDS[kind])
+
+    def clear_after(self, kind: AlertKind) -> float:
+        """Return how many seconds a condition must be absent before it has ended."""
+        return self.clear_seconds.get(kind, _CLEAR_SECONDS[kind])
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,133 +137,60 @@ class Condition:
     kind: AlertKind
     host_id: str
     part_id: str = ""
+    xid: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """A condition that has begun (`raised`) or ended."""
+    """One occurrence of a condition, as it is now; `clear_time` is None while it stands."""
 
+    alert_id: str
     condition: Condition
-    raised: bool
+    severity: Severity
     reason: str
     tiers: tuple[Tier, ...]
-    last_report_time: datetime
     simulated: bool
+    last_report_time: datetime
+    raise_time: datetime
+    clear_time: datetime | None = None
+    acknowledged_by: str = ""
+    acknowledge_time: datetime | None = None
+    note: str = ""
+
+    @property
+    def stands(self) -> bool:
+        """Return whether the condition has not ended."""
+        return self.clear_time is None
+
+
+class AlertChangeKind(Enum):
+    """What happened to an alert."""
+
+    RAISED = "raised"
+    CLEARED = "cleared"
+    ACKNOWLEDGED = "acknowledged"
 
 
 @dataclass(frozen=True, slots=True)
-class _Finding:
-    condition: Condition
-    reason: str
-    host: HostState
+class AlertChange:
+    """An alert after a change.
 
-    def alert(self, *, raised: bool, reason: str = "") -> Alert:
-        return Alert(
-            condition=self.condition,
-            raised=raised,
-            reason=reason or self.reason,
-            tiers=tuple(sorted(self.host.tiers, key=lambda tier: tier.value)),
-            last_report_time=self.host.receive_time,
-            simulated=self.host.host.simulated,
-        )
-
-
-class AlertBook:
-    """Which conditions are raised; looked at again and again, it says what begins and what ends.
-
-    A failed GPU or server must stay so for `confirm_seconds`, for a single late answer is no
-    failure; silence has been waited for by the view already. A host that announced its end (a Spot
-    notice, or an agent that says it leaves) is neither silent nor lost. While a host is silent,
-    nothing is said of what is on it.
+    `replaced` says of one that was cleared that a graver one about the same took its place, and
+    `reason` why it was cleared.
     """
 
-    def __init__(self, *, confirm_seconds: float) -> None:
-        self._confirm_seconds = confirm_seconds
-        self._raised: dict[Condition, _Finding] = {}
-        self._suspected: dict[Condition, float] = {}
-        self._lost: dict[str, _Finding] = {}
-
-    def look(self, hosts: Sequence[HostState], now: float) -> tuple[Alert, ...]:
-        """Return what began and what ended since the last look; `hosts` are all of the view."""
-        present = {state.host.host_id: state for state in hosts}
-        alerts = [*self._returned(present), *self._given_up(present)]
-        found = {f.condition: f for state in hosts for f in _findings(state)}
-        silent = {i for i, state in present.items() if state.freshness is Freshness.STALE}
-        for condition, finding in list(self._raised.items()):
-            if condition in found:
-                self._raised[condition] = found[condition]
-            elif condition.kind is AlertKind.HOST_SILENT:
-                del self._raised[condition]
-                alerts.append(finding.alert(raised=False, reason="The host reports again."))
-            elif condition.host_id not in silent:
-                # It works again, or it is gone together with its host or its server.
-                del self._raised[condition]
-                alerts.append(finding.alert(raised=False, reason="It works again, or is gone."))
-        for condition, finding in found.items():
-            if condition not in self._raised and self._is_confirmed(condition, now):
-                self._raised[condition] = finding
-                alerts.append(finding.alert(raised=True))
-        self._suspected = {c: at for c, at in self._suspected.items() if c in found}
-        return tuple(alerts)
-
-    def _is_confirmed(self, condition: Condition, now: float) -> bool:
-        if condition.kind is AlertKind.HOST_SILENT:
-            return True
-        return now - self._suspected.setdefault(condition, now) >= self._confirm_seconds
-
-    def _returned(self, present: dict[str, HostState]) -> Iterator[Alert]:
-        for host_id in [i for i in self._lost if i in present]:
-            finding = self._lost.pop(host_id)
-            yield finding.alert(raised=False, reason="The host reports again.")
-
-    def _given_up(self, present: dict[str, HostState]) -> Iterator[Alert]:
-        """Silent hosts that left the view; being lost takes the place of being silent."""
-        gone = [
-            condition
-            for condition in self._raised
-            if condition.kind is AlertKind.HOST_SILENT and condition.host_id not in present
-        ]
-        for condition in gone:
-            host = self._raised.pop(condition).host
-            lost = _Finding(
-                Condition(AlertKind.HOST_LOST, condition.host_id),
-                "The host has been silent for so long that it was given up.",
-                host,
-            )
-            self._lost[condition.host_id] = lost
-            if len(self._lost) > _LOST_HOSTS_REMEMBERED:
-                del self._lost[next(iter(self._lost))]
-            yield lost.alert(raised=True)
+    kind: AlertChangeKind
+    alert: Alert
+    reason: str = ""
+    replaced: bool = False
 
 
-def _findings(state: HostState) -> Iterator[_Finding]:
-    host_id = state.host.host_id
-    if state.freshness is Freshness.STALE:
-        if state.host.interruption_time is None:
-            condition = Condition(AlertKind.HOST_SILENT, host_id)
-            yield _Finding(condition, "The host has stopped reporting.", state)
-        return
-    for gpu in state.report.gpus:
-        failure = _gpu_failure(gpu)
-        if failure:
-            condition = Condition(AlertKind.GPU_FAILED, host_id, gpu.gpu_uuid)
-            yield _Finding(condition, f"GPU {gpu.index}: {failure}.", state)
-    for server in state.report.servers:
-        if server.state is ModelServerState.UNHEALTHY:
-            condition = Condition(AlertKind.SERVER_UNHEALTHY, host_id, server.server_id)
-            reason = f"The model server {server.server_id} does not pass its health check."
-            yield _Finding(condition, reason, state)
+def alert_id(condition: Condition, occurrence: str) -> str:
+    """Return the id of an occurrence of a condition.
 
-
-def _gpu_failure(gpu: GpuReading) -> str:
-    """Return what is wrong with a GPU, nothing when it answers for anything at all."""
-    readings = (
-        gpu.utilization_permille,
-        gpu.memory_used_bytes,
-        gpu.power_milliwatts,
-        gpu.temperature_celsius,
-    )
-    reasons = [reading for reading in readings if isinstance(reading, MissingReason)]
-    if len(reasons) < len(readings):
-        return ""
-    return next((text for reason, text in _GPU_FAILURES.items() if reason in reasons), "")
+    `occurrence` tells one from the next by what the host itself said (an event of its journal, the
+    time of a sample), so that two collectors that see the same give the same id.
+    """
+    parts = (condition.host_id, condition.part_id, str(condition.xid), occurrence)
+    digest = hashlib.sha256("\0".join((condition.kind.slug, *parts)).encode()).hexdigest()
+    return f"{condition.kind.slug}-{digest[:20]}"

@@ -1,11 +1,14 @@
 """The collector's two gRPC services, a module for each group of methods."""
 
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
+from gpu_metrics.alert_desk import AlertDesk
 from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
+from gpu_metrics.servicers.alerts import AlertMethods
 from gpu_metrics.servicers.events import EventMethods
 from gpu_metrics.servicers.fleet import FleetMethods, HostMessages
 from gpu_metrics.servicers.gpus import GpuMethods
+from gpu_metrics.servicers.history import HistoryMethods
 from gpu_metrics.servicers.reports import GpuReportServicer
 from servicekit.clock import Clock
 from servicekit.server import ServiceRegistration
@@ -13,25 +16,28 @@ from servicekit.server import ServiceRegistration
 __all__ = ["GpuMetricsServicer", "GpuReportServicer", "registrations"]
 
 
-class GpuMetricsServicer(FleetMethods, GpuMethods, EventMethods):
+class GpuMetricsServicer(FleetMethods, GpuMethods, HistoryMethods, EventMethods, AlertMethods):
     """gaming.gpu_metrics.v1.GpuMetricsService: shows the fleet and what happens to it."""
 
-    def __init__(self, feed: FleetFeed, clock: Clock, *, events: EventStore) -> None:
+    def __init__(
+        self, feed: FleetFeed, clock: Clock, *, events: EventStore, alerts: AlertDesk
+    ) -> None:
         self._feed = feed
         self._events = events
+        self._alerts = alerts
         self._clock = clock
         self._messages = HostMessages()
 
 
 def registrations(
-    feed: FleetFeed, clock: Clock, *, events: EventStore
+    feed: FleetFeed, clock: Clock, *, events: EventStore, alerts: AlertDesk
 ) -> list[ServiceRegistration]:
     """Return both services for a server."""
     services = gpu_metrics_pb2.DESCRIPTOR.services_by_name
     return [
         ServiceRegistration.of(
             gpu_metrics_pb2_grpc.add_GpuMetricsServiceServicer_to_server,
-            GpuMetricsServicer(feed, clock, events=events),
+            GpuMetricsServicer(feed, clock, events=events, alerts=alerts),
             services["GpuMetricsService"],
         ),
         ServiceRegistration.of(

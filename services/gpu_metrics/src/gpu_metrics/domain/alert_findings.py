@@ -1,0 +1,147 @@
+"""What a host's report shows that needs attention. Pure; one report at a time.
+
+The bits that say why clocks are held back are those of `nvmlClocksEventReason*` in NVIDIA's NVML
+reference ("NvmlClocksEventReasons", also in nvidia-ml-py). `SwPowerCap` is no sign of trouble: a
+GPU at work is held at its power limit as a rule. `HwSlowdown` is set together with the bit that
+says more; alone it means that the board drew too much and was slowed down to protect it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gpu_metrics.domain.alerts import AlertKind, Condition
+from gpu_metrics.domain.gpu_events import Severity
+from gpu_metrics.domain.host_state import HostState
+from gpu_metrics.domain.readings import (
+    GpuAlertFigures,
+    GpuReading,
+    MissingReason,
+    ModelServerState,
+    gpu_alert_figures,
+)
+
+__all__ = ["POWER_BITS", "THERMAL_BITS", "EccMemory", "Finding", "findings_of", "report_answers"]
+
+_HW_SLOWDOWN = 0x08
+_SW_THERMAL_SLOWDOWN = 0x20
+_HW_THERMAL_SLOWDOWN = 0x40
+_HW_POWER_BRAKE_SLOWDOWN = 0x80
+
+THERMAL_BITS = _SW_THERMAL_SLOWDOWN | _HW_THERMAL_SLOWDOWN
+POWER_BITS = _HW_POWER_BRAKE_SLOWDOWN | _HW_SLOWDOWN
+
+_GPU_FAILURES = (
+    (MissingReason.LOST, AlertKind.GPU_LOST, "the GPU fell off the bus"),
+    (MissingReason.HUNG, AlertKind.GPU_HUNG, "the driver does not answer for the GPU"),
+    (MissingReason.TIMEOUT, AlertKind.GPU_HUNG, "the driver does not answer for the GPU"),
+    (MissingReason.UNREACHABLE, AlertKind.DRIVER_UNREACHABLE, "the driver cannot be reached"),
+)
+
+EccMemory = dict[str, tuple[int, int]]
+"""The driver epoch and the total of uncorrected errors that each GPU last told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A condition that holds now.
+
+    `occurrence` tells its beginning from any other; one that is `named` is so by the host and does
+    not change while the condition holds. `at_once` says that it needs no confirmation.
+    """
+
+    condition: Condition
+    reason: str
+    occurrence: str
+    named: bool = False
+    at_once: bool = False
+    severity: Severity | None = None
+
+
+def findings_of(state: HostState, ecc: EccMemory, *, skew_seconds: float) -> Iterator[Finding]:
+    """Yield what a fresh host's last report shows; `ecc` is brought up to date by it."""
+    report = state.report
+    host_id = report.host.host_id
+    sample = str(round(report.sample_time.timestamp() * 1000))
+    figures = gpu_alert_figures(report.gpus)
+    for index, figure in enumerate(figures):
+        if not figure.answers:
+            finding = _failure(host_id, report.gpus[index], sample)
+            if finding is not None:
+                yield finding
+        if figure.clock_event_reasons & (THERMAL_BITS | POWER_BITS):
+            yield from _throttling(host_id, report.gpus[index], figure, sample)
+        if figure.ecc_uncorrected_total is not None:
+            finding = _ecc(host_id, report.gpus, index, figure, ecc)
+            if finding is not None:
+                yield finding
+    for server in report.servers:
+        if server.state is ModelServerState.UNHEALTHY:
+            reason = f"The model server {server.server_id} does not pass its health check."
+            condition = Condition(AlertKind.SERVER_UNHEALTHY, host_id, server.server_id)
+            yield Finding(condition, reason, sample)
+    if abs(state.clock_skew_seconds) > skew_seconds:
+        side = "ahead of" if state.clock_skew_seconds > 0 else "behind"
+        seconds = abs(state.clock_skew_seconds)
+        reason = f"The host's clock is {seconds:.1f} s {side} the collector's."
+        yield Finding(Condition(AlertKind.CLOCK_SKEW, host_id), reason, sample)
+
+
+def report_answers(gpus: Sequence[GpuReading], gpu_uuid: str) -> bool:
+    """Return whether a GPU of a report, any without a UUID, answers for anything at all."""
+    return any(
+        figure.answers
+        for figure, gpu in zip(gpu_alert_figures(gpus), gpus, strict=True)
+        if gpu_uuid in ("", gpu.gpu_uuid)
+    )
+
+
+def _failure(host_id: str, gpu: GpuReading, sample: str) -> Finding | None:
+    reasons = (
+        gpu.utilization_permille,
+        gpu.memory_used_bytes,
+        gpu.power_milliwatts,
+        gpu.temperature_celsius,
+    )
+    for missing, kind, text in _GPU_FAILURES:
+        if missing in reasons:
+            if kind is AlertKind.DRIVER_UNREACHABLE:
+                return Finding(Condition(kind, host_id), f"{text.capitalize()}.", sample)
+            reason = f"GPU {gpu.index}: {text}."
+            return Finding(Condition(kind, host_id, gpu.gpu_uuid), reason, sample)
+    return None
+
+
+def _throttling(
+    host_id: str, gpu: GpuReading, figure: GpuAlertFigures, sample: str
+) -> Iterator[Finding]:
+    bits = figure.clock_event_reasons
+    if bits & THERMAL_BITS:
+        reason = f"GPU {gpu.index}: its clocks are held back because it is hot"
+        if not isinstance(gpu.temperature_celsius, MissingReason):
+            reason += f", {gpu.temperature_celsius} degrees Celsius"
+        condition = Condition(AlertKind.THERMAL_THROTTLING, host_id, gpu.gpu_uuid)
+        yield Finding(condition, f"{reason}.", sample)
+    if bits & _HW_POWER_BRAKE_SLOWDOWN or (bits & POWER_BITS and not bits & THERMAL_BITS):
+        reason = f"GPU {gpu.index}: its clocks are held back because of its power supply."
+        condition = Condition(AlertKind.POWER_THROTTLING, host_id, gpu.gpu_uuid)
+        yield Finding(condition, reason, sample)
+
+
+def _ecc(
+    host_id: str, gpus: Sequence[GpuReading], index: int, figure: GpuAlertFigures, ecc: EccMemory
+) -> Finding | None:
+    """Return new errors; totals of different runs of the driver are not compared."""
+    total = figure.ecc_uncorrected_total
+    before = ecc.get(figure.gpu_uuid)
+    if total is None or before == (figure.driver_epoch, total):
+        return None
+    ecc[figure.gpu_uuid] = (figure.driver_epoch, total)
+    if before is None or before[0] != figure.driver_epoch or total <= before[1]:
+        return None
+    reason = (
+        f"GPU {gpus[index].index}: {total - before[1]} memory errors could not be corrected, "
+        f"{total} since the driver was loaded."
+    )
+    condition = Condition(AlertKind.ECC_UNCORRECTED, host_id, figure.gpu_uuid)
+    occurrence = f"{figure.driver_epoch}:{before[1]}"
+    return Finding(condition, reason, occurrence, named=True, at_once=True)
