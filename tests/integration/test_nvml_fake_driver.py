@@ -62,7 +62,7 @@ async def read_until(
 ) -> Sequence[GpuReading]:
     """Read until the readings are so; lookups and the ends of hangs take their own time."""
     async with asyncio.timeout(30):
-        while not condition(readings := await gpus.read_gpus()):
+        while not condition(readings := await gpus.read_gpus()):  # noqa: ASYNC110  # nothing to await
             await asyncio.sleep(0.01)
     return readings
 

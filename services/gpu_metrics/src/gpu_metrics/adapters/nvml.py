@@ -85,6 +85,8 @@ class NvmlGpus:
         self._watcher: XidWatcher | None = None
         self._gpus: tuple[NvmlGpu, ...] = ()
         self._handles: dict[int, str] = {}
+        self._processes_known: tuple[tuple[int, bool], ...] = ()
+        self._processes_time = clock.now()
         self._discover_at = clock.monotonic()
         self._attached_at = clock.monotonic()
         self._away = False
@@ -137,6 +139,10 @@ class NvmlGpus:
             gpu.finish(now, hung_after_seconds=self._hung_after_seconds)
             self._judge(gpu)
         self._judge_driver()
+        known = tuple((gpu.slow_readings, gpu.health is GpuHealth.ANSWERING) for gpu in self._gpus)
+        if known != self._processes_known:
+            self._processes_known = known
+            self._processes_time = self._clock.now()
         return [gpu.as_reading() for gpu in self._gpus]
 
     def take_series(self, sample_time: datetime) -> tuple[SampleSeries, ...]:
@@ -144,7 +150,10 @@ class NvmlGpus:
         return tuple(series for gpu in self._gpus for series in gpu.take_series(sample_time))
 
     async def read_processes(self) -> ProcessReading:
-        """Return who uses the GPUs, as the driver said within the last `slow_seconds`."""
+        """Return who uses the GPUs, as the driver said within the last `slow_seconds`.
+
+        The time of the reading is that at which the driver was last asked.
+        """
         processes: list[GpuProcess] = []
         missing: list[tuple[str, int]] = []
         for gpu in self._gpus:
@@ -157,7 +166,7 @@ class NvmlGpus:
                 for process, memory in found
             )
         return ProcessReading(
-            read_time=self._clock.now(), processes=tuple(processes), missing=tuple(missing)
+            read_time=self._processes_time, processes=tuple(processes), missing=tuple(missing)
         )
 
     def _judge(self, gpu: NvmlGpu) -> None:
@@ -319,7 +328,6 @@ class NvmlGpus:
             given_up = self._events.get_nowait()
             log.warning("gpu_event_given_up", kind=given_up.kind.name, xid=given_up.xid)
         self._events.put_nowait(event)
-        log.info("gpu_event", kind=event.kind.name, gpu_uuid=event.gpu_uuid, xid=event.xid)
 
     def _now_milliseconds(self) -> int:
         return int(self._clock.now().timestamp() * 1000)

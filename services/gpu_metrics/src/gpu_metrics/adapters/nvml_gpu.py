@@ -30,6 +30,7 @@ class NvmlGpu:
         self.health = GpuHealth.ANSWERING
         self.counters = CounterWatch()
         self.epoch = 0
+        self.slow_readings = 0
         self.last_figures: Mapping[str, CountReading] = {}
         self._worker = DaemonWorker(f"nvml-gpu-{index}")
         self._device: NvmlDevice | None = None
@@ -77,6 +78,7 @@ class NvmlGpu:
                 self._rings_due = now + ring_seconds
             if slow:
                 self._slow_due = now + slow_seconds
+                self.slow_readings += 1
 
         return self._worker.call(read)
 
