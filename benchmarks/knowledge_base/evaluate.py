@@ -5,11 +5,12 @@
     make eval ARGS="--accept"                      the figures become the committed reference
 
 Each set is ingested or recorded by RPC into a PostgreSQL of its own and searched by RPC; the
-baselines run on the same server, texts and vectors. nDCG@10 gains 2^grade - 1 on the project's
-questions and the grade itself on the others (as trec_eval's ndcg_cut_10 does); recall counts items
-of any grade; hit@5 asks for an item of the best grade. An item is a section of a document, a
-document, or a turn of a conversation, and counts once, by its first passage. Vectors are kept in
-.cache, texts are not.
+baselines run on the same server, texts and vectors; LangChain's store where `make rivals` was run.
+For documents `bm25` is the service's own search by words alone. nDCG@10 gains 2^grade - 1 on the
+project's questions and the grade itself on the others (as trec_eval's ndcg_cut_10 does); recall
+counts items of any grade; hit@5 asks for an item of the best grade. An item is a section of a
+document, a document, or a turn of a conversation, and counts once, by its first passage. What the
+model makes of texts is kept in .cache, texts are not.
 
 Exit status 1: nDCG@10 on the project's own questions is more than 0.02 below the reference.
 """
@@ -22,15 +23,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
+import rival_process
 from evaluation_sets import Conversation, DocumentSet, own_set, read_set
 from google.protobuf.timestamp_pb2 import Timestamp
-from ranking_baselines import BASELINES, Baselines
+from ranking_baselines import Baselines
 from ranking_measures import Judged, Question, area_under_roc, mean_measures
-from vector_cache import DiskCachedEmbedder
+from vector_cache import DiskCachedEmbedder, DiskCachedReranker
 
 from gaming.knowledge_base.v1 import lore_pb2, story_pb2, worlds_pb2
 from knowledge_base.adapters.late_interaction import LateInteraction
@@ -46,11 +49,16 @@ _REFERENCE = _ROOT / "services" / "knowledge_base" / "evaluation" / "reference.j
 _CACHE = _ROOT / ".cache" / "evaluation" / "vectors.sqlite3"
 _ALLOWED_DROP = 0.02
 _HALF = 0.5
+# Passages or events that a caller asks for when it does not say how many.
+_FIRST = 10
 _PRODUCT = "knowledge_base"
+_WORDS = "bm25"
+_THRESHOLDS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 # Enough passages for ten items.
 _PASSAGES = 60
 _EVENTS_PER_CALL = 100
 _TIMEOUT_SECONDS = 120.0
+_INGEST_SECONDS = 1800.0
 
 Results = dict[str, list[Judged]]
 
@@ -62,16 +70,25 @@ class Evaluation:
         self,
         running: RunningKnowledgeBase,
         embedder: DiskCachedEmbedder,
+        reranker: DiskCachedReranker,
         baselines: Baselines,
     ) -> None:
         self._running = running
         self._embedder = embedder
+        self._reranker = reranker
         self._baselines = baselines
         # What is asked for is relevance; a caller who wants a story's latest adds the others.
         self._weights = story_pb2.RecallWeights(relevance=1)
 
     async def documents(self, documents: DocumentSet) -> Results:
         """Ingests a set and returns what came of its questions, by way of searching."""
+        chunks = [
+            (documents.item(path, chunk.heading_path), chunk.search_text)
+            for path, content in documents.documents.items()
+            for chunk in chunk_document(path, content).chunks
+        ]
+        # Read together, texts of like length share runs of the model; the ingest finds them read.
+        await self._reranker.prepare([text for _, text in chunks])
         steps = [
             lore_pb2.IngestDocumentsRequest(
                 begin=lore_pb2.IngestBegin(collection="evaluation", remove_missing=True)
@@ -83,30 +100,37 @@ class Evaluation:
                 for path, content in documents.documents.items()
             ),
         ]
-        async for _ in self._running.stub.IngestDocuments(iter(steps), timeout=600):
+        async for _ in self._running.stub.IngestDocuments(iter(steps), timeout=_INGEST_SECONDS):
             pass
-        chunks = [
-            (documents.item(path, chunk.heading_path), chunk.search_text)
-            for path, content in documents.documents.items()
-            for chunk in chunk_document(path, content).chunks
-        ]
-        await self._load_baselines([item for item, _ in chunks], [text for _, text in chunks])
-        results: Results = {name: [] for name in (*BASELINES, _PRODUCT)}
+        await self._load_baselines(
+            [item for item, _ in chunks], [text for _, text in chunks], documents.questions
+        )
+        results: Results = {name: [] for name in (*self._baselines.names, _WORDS, _PRODUCT)}
         for question in documents.questions:
             await self._ask_baselines(question, results)
-            answer = await self._running.stub.Search(
-                lore_pb2.SearchRequest(
-                    query=question.text, limit=_PASSAGES, collections=["evaluation"]
-                ),
-                timeout=_TIMEOUT_SECONDS,
-            )
-            found = (
-                documents.item(result.citation.path, tuple(result.citation.heading_path))
-                for result in answer.results
-            )
-            results[_PRODUCT].append(
-                Judged(question, tuple(dict.fromkeys(found)), answer.answer_probability)
-            )
+            for name, mode in (
+                (_WORDS, lore_pb2.SearchMode.SEARCH_MODE_KEYWORD),
+                (_PRODUCT, lore_pb2.SearchMode.SEARCH_MODE_HYBRID),
+            ):
+                answer = await self._running.stub.Search(
+                    lore_pb2.SearchRequest(
+                        query=question.text, mode=mode, limit=_PASSAGES, collections=["evaluation"]
+                    ),
+                    timeout=_TIMEOUT_SECONDS,
+                )
+                found = [
+                    documents.item(result.citation.path, tuple(result.citation.heading_path))
+                    for result in answer.results
+                ]
+                scored = zip(found, (result.score for result in answer.results), strict=True)
+                results[name].append(
+                    Judged(
+                        question,
+                        tuple(dict.fromkeys(found)),
+                        answer.answer_probability,
+                        tuple(scored)[:_FIRST],
+                    )
+                )
         return results
 
     async def conversation(self, conversation: Conversation) -> Results:
@@ -144,8 +168,9 @@ class Evaluation:
         await self._load_baselines(
             [turn.turn_id for turn in everything],
             [f"{turn.speaker}: {turn.text}" for turn in everything],
+            conversation.questions,
         )
-        results: Results = {name: [] for name in (*BASELINES, _PRODUCT)}
+        results: Results = {name: [] for name in (*self._baselines.names, _PRODUCT)}
         for question in conversation.questions:
             await self._ask_baselines(question, results)
             answer = await self._running.stub.Recall(
@@ -158,16 +183,26 @@ class Evaluation:
                 timeout=_TIMEOUT_SECONDS,
             )
             found = tuple(turn_of[recalled.event.event_id] for recalled in answer.events)
-            results[_PRODUCT].append(Judged(question, found))
+            scores = (recalled.score for recalled in answer.events)
+            scored = tuple(zip(found, scores, strict=True))
+            results[_PRODUCT].append(Judged(question, found, scored=scored))
         return results
 
-    async def _load_baselines(self, items: Sequence[object], texts: Sequence[str]) -> None:
-        vectors = await self._embedder.embed_documents(texts)
-        await self._baselines.load(items, texts, vectors)
+    async def _load_baselines(
+        self, items: Sequence[object], texts: Sequence[str], questions: Sequence[Question]
+    ) -> None:
+        asked = [question.text for question in questions]
+        await self._baselines.load(
+            items,
+            texts,
+            await self._embedder.embed_documents(texts),
+            asked,
+            await self._embedder.embed_documents(asked),
+        )
 
     async def _ask_baselines(self, question: Question, results: Results) -> None:
         vector = await self._embedder.embed_query(question.text)
-        found = await self._baselines.search(question.text, vector, _PASSAGES)
+        found = await self._baselines.search(question.text, vector)
         for name, items in found.items():
             results[name].append(Judged(question, items))
 
@@ -206,6 +241,24 @@ def show_separation(judged: Sequence[Judged]) -> None:
         )
 
 
+def show_thresholds(judged: Sequence[Judged]) -> None:
+    """Prints what a least score would keep of the first ten passages or events of each answer."""
+    print("a least score of" + "".join(f"{least:>7}" for least in _THRESHOLDS))
+    answered = [item for item in judged if item.question.grades]
+    graded = [
+        score for item in answered for found, score in item.scored if found in item.question.grades
+    ]
+    every = [score for item in answered for _, score in item.scored]
+    rows = {"keeps of what is graded": graded, "keeps of all that is found": every}
+    for kind in ("unanswerable", "off_topic"):
+        of_kind = [item for item in judged if item.question.kind == kind]
+        if of_kind:
+            rows[f"keeps for {kind}"] = [score for item in of_kind for _, score in item.scored]
+    for name, scores in rows.items():
+        shares = (sum(score >= least for score in scores) / len(scores) for least in _THRESHOLDS)
+        print(f"  {name:<28}" + "".join(f"{share:>7.3f}" for share in shares))
+
+
 def gate(judged: Sequence[Judged], *, accept: bool) -> bool:
     """Compares nDCG@10 with the committed reference; returns whether it holds."""
     present = {name: round(value, 4) for name, value in mean_measures(judged).items()}
@@ -227,21 +280,37 @@ async def evaluate(owner_url: str, sets: Sequence[Path], *, accept: bool) -> boo
     try:
         async with OnnxEmbedder.from_package(model_cache, threads=2) as model:
             embedder = DiskCachedEmbedder(model, _CACHE)
-            reranker = LateInteraction(model)
+            reranker = DiskCachedReranker(
+                LateInteraction(model), embedder, _CACHE.with_name("codes.sqlite3")
+            )
             async with serve_knowledge_base(
                 owner_url, embedder=embedder, reranker=reranker
             ) as running:
-                evaluation = Evaluation(running, embedder, Baselines(connection))
-                lore = await evaluation.documents(own_set())
-                show("lore (sections)", lore)
-                show_separation(lore[_PRODUCT])
-                holds = gate(lore[_PRODUCT], accept=accept)
-                for path in sets:
-                    await _evaluate_set(evaluation, path)
+                with _langchain(owner_url) as langchain:
+                    baselines = Baselines(connection, langchain, _PASSAGES)
+                    evaluation = Evaluation(running, embedder, reranker, baselines)
+                    lore = await evaluation.documents(own_set())
+                    show("lore (sections)", lore)
+                    show_separation(lore[_PRODUCT])
+                    show_thresholds(lore[_PRODUCT])
+                    holds = gate(lore[_PRODUCT], accept=accept)
+                    for path in sets:
+                        await _evaluate_set(evaluation, path)
+            reranker.close()
             embedder.close()
     finally:
         await connection.close()
     return holds
+
+
+@contextmanager
+def _langchain(owner_url: str) -> Iterator[rival_process.Rival | None]:
+    if not rival_process.installed():
+        print("LangChain's store takes no part: it is installed by `make rivals`")
+        yield None
+        return
+    with rival_process.Rival.started("langchain_store", owner_url) as rival:
+        yield rival
 
 
 async def _evaluate_set(evaluation: Evaluation, path: Path) -> None:
@@ -255,6 +324,7 @@ async def _evaluate_set(evaluation: Evaluation, path: Path) -> None:
         for way, judged in results.items():
             together.setdefault(way, []).extend(judged)
     show(f"{path.name} ({len(found)} conversations, turns)", together)
+    show_thresholds(together[_PRODUCT])
 
 
 def main() -> int:

@@ -27,12 +27,14 @@ class Question:
 class Judged:
     """What a way of searching found for a question: items in order, each once.
 
-    `answerable` is the search's own probability that the question has an answer, if it gives one.
+    `answerable` is the search's own probability that the question has an answer, if it gives one;
+    `scored` are the first passages or events, each with its item and score, if it gives them.
     """
 
     question: Question
     found: tuple[Hashable, ...]
     answerable: float = math.nan
+    scored: tuple[tuple[Hashable, float], ...] = ()
 
     @property
     def ndcg(self) -> float:
