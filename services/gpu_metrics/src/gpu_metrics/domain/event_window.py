@@ -30,6 +30,8 @@ class EventWindow:
         self._events = list(events)
         self._last = self._events[-1].sequence if self._events else last_sequence
         self._trim()
+        # What does not fit at the start was given up, and counted, by an earlier run.
+        self.lost = 0
 
     @property
     def last_sequence(self) -> int:
