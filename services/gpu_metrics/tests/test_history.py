@@ -254,30 +254,30 @@ def test_a_gpu_has_no_figures_of_servers() -> None:
 
 
 def test_late_samples_still_reach_the_longer_cells() -> None:
-    track = Track(LENGTHS)
-    track.add(START + 50, (10,))
-    assert track.add(START + 5, (30,))
-    track.add(START + 200, (1,))
-    cells = dict(track.cells(START, START + 60, 60))
+    track = Track(LENGTHS, 1)
+    track.add(START + 50, {0: (10,)})
+    assert track.add(START + 5, {0: (30,)})
+    track.add(START + 200, {0: (1,)})
+    cells = dict(track.cells(0, START, START + 60, 60))
     assert [(fields[0], fields[1]) for fields in cells.values()] == [(2, 20)]
-    assert not track.add(START + 6, (50,))
+    assert not track.add(START + 6, {0: (50,)})
 
 
 def test_after_a_long_silence_what_was_before_is_kept() -> None:
-    track = Track(LENGTHS)
+    track = Track(LENGTHS, 1)
     for second in range(100):
-        track.add(START + second, (second,))
-    track.add(START + 20_000, (7,))
-    counted = sum(fields[0] for _, fields in track.cells(START, START + 20_001, 60))
+        track.add(START + second, {0: (second,)})
+    track.add(START + 20_000, {0: (7,)})
+    counted = sum(fields[0] for _, fields in track.cells(0, START, START + 20_001, 60))
     assert counted == 101
 
 
 def test_a_cell_stands_for_as_many_samples_as_it_holds() -> None:
-    track = Track(LENGTHS)
+    track = Track(LENGTHS, 1)
     chosen = random.Random(9)  # noqa: S311  # test data, no secret
     for second in range(200):
-        track.add(START + second, [chosen.randint(0, 1000) for _ in range(second % 4 + 1)])
-    for _, fields in track.cells(START, START + 200, 60):
+        track.add(START + second, {0: [chosen.randint(0, 1000) for _ in range(second % 4 + 1)]})
+    for _, fields in track.cells(0, START, START + 200, 60):
         assert sum(weight for _, weight in points_of(fields)) == fields[0]
         histogram = LogHistogram.of_weighted(points_of(fields))
         assert fields[2] == histogram.minimum
@@ -285,7 +285,7 @@ def test_a_cell_stands_for_as_many_samples_as_it_holds() -> None:
 
 
 def test_memory_is_bounded_and_what_left_the_longest_ago_makes_room() -> None:
-    history = make_history(maximum_bytes=3 * LENGTHS.bytes_per_track)
+    history = make_history(maximum_bytes=18 * LENGTHS.bytes_per_figure)
     for number in range(6):
         tell(
             history,
@@ -299,17 +299,17 @@ def test_memory_is_bounded_and_what_left_the_longest_ago_makes_room() -> None:
         history.flush()
         if number < 2:
             history.host_left(f"i-{number}")
-    told = {subject.key for subject in history.gpus() if subject.tracks}
+    told = {subject.key for subject in history.gpus() if subject.track}
     assert told == {"GPU-i-2-0", "GPU-i-3-0", "GPU-i-4-0"}
     assert history.refused_samples == 1
 
 
 def test_rings_that_are_full_take_what_their_lengths_say() -> None:
     lengths = HistoryLengths(seconds=300, ten_seconds=30, minutes=10, late_seconds=60)
-    track = Track(lengths)
+    track = Track(lengths, 2)
     for second in range(3000):
-        track.add(START + second, (second,))
-    assert track.bytes_held == lengths.bytes_per_track
+        track.add(START + second, {0: (second,)})
+    assert track.bytes_held == 2 * lengths.bytes_per_figure
 
 
 def test_what_is_gone_for_longer_than_anything_is_kept_is_forgotten() -> None:

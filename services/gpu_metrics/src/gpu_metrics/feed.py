@@ -165,7 +165,7 @@ class FleetFeed:
             self.history.flush()
             refused = float(self.history.refused_samples)
             if refused and not self._history_figures[1]:
-                log.warning("history_full", maximum_tracks=self.history.maximum_tracks)
+                log.warning("history_full", maximum_figures=self.history.maximum_figures)
             self._history_figures = (float(self.history.bytes_held), refused)
 
     def _tell_counts(self) -> None:

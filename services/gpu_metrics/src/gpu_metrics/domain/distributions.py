@@ -131,10 +131,9 @@ class DistributionRun:
                 gathered.oldest_age_seconds = max(gathered.oldest_age_seconds, age)
 
     def _samples(self, subject: Subject | None, metric: FleetMetric) -> LogHistogram | None:
-        track = subject.tracks.get(metric) if subject is not None else None
-        if track is None:
+        if subject is None:
             return None
-        cells = track.cells(self._second - _WINDOW_SECONDS + 1, self._second + 1, 1)
+        cells = subject.cells(metric, self._second - _WINDOW_SECONDS + 1, self._second + 1, 1)
         found = LogHistogram.of_weighted(
             point for _, fields in cells for point in points_of(fields)
         )

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from typing import Protocol
 
 from gpu_metrics.domain.aggregate import TierAggregate, TierMember, aggregate_tier, attribute_gpus
@@ -53,7 +53,7 @@ class FleetFull(ResourceExhausted):
     default_retry_after_seconds = 30.0
 
 
-class ApplyOutcome(Enum):
+class ApplyOutcome(StrEnum):
     """What a report did to the view."""
 
     JOINED = "joined"

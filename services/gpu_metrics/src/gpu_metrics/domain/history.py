@@ -1,8 +1,8 @@
 """What the GPUs and model servers of the fleet told over time, in bounded memory.
 
-Memory is that of the tracks, one for each figure of each GPU and server; when as many are kept as
-may be, those that went away the longest ago make room, and a newcomer for which there is none has
-no history. A GPU counts for the tier and servers that it has now.
+Memory is that of the tracks, one for each GPU and server; when as many are kept as may be, those
+that went away the longest ago make room, and a newcomer for which there is none has no history. A
+GPU counts for the tier and servers that it has now.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,8 +59,16 @@ class Subject:
     metrics: tuple[FleetMetric, ...]
     server_ids: frozenset[str] = frozenset()
     tiers: frozenset[Tier] = frozenset()
-    tracks: dict[FleetMetric, Track] = field(default_factory=dict)
+    track: Track | None = None
     stays: list[tuple[int, int | None]] = field(default_factory=list)
+
+    def cells(
+        self, metric: FleetMetric, start: int, end: int, resolution: int
+    ) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield what `Track.cells` does of a figure; nothing for one that is not its own."""
+        if self.track is None or metric not in self.metrics:
+            return iter(())
+        return self.track.cells(self.metrics.index(metric), start, end, resolution)
 
     @property
     def left_at(self) -> int | None:
@@ -85,10 +93,10 @@ class History:
     def __init__(self, lengths: HistoryLengths, *, maximum_bytes: int, started: int = 0) -> None:
         self.lengths = lengths
         self.started = started
-        self.maximum_tracks = maximum_bytes // lengths.bytes_per_track
+        self.maximum_figures = maximum_bytes // lengths.bytes_per_figure
         # Samples, or seconds of samples, that there was no room for.
         self.refused_samples = 0
-        self._track_count = 0
+        self._figure_count = 0
         self._newest = started
         self._hosts: dict[str, _HostTracks] = {}
         self._gpus: dict[str, Subject] = {}
@@ -104,35 +112,33 @@ class History:
             if host is not None:
                 self._flush(host)
             host = self._settle(report, uuids, topology, second)
-        told: set[int] = set()
-        for series in accepted.series:
-            place = self._put_series(host, series)
-            if place is not None:
-                told.add(place)
+        told = self._put_series(host, accepted.series) if accepted.series else frozenset[int]()
         if second is not None:
             self._put_readings(host, report, second, told)
 
-    def _put_series(self, host: _HostTracks, series: AcceptedSeries) -> int | None:
-        """Put samples into their track; return the figure's place among the host's."""
-        if series.gpu_index >= len(host.gpus):
-            return None
-        track = self._track(host.gpus[series.gpu_index], series.metric)
-        if track is None:
-            return None
-        seconds, values = series.seconds, series.values
-        if seconds[0] == seconds[-1]:
-            track.add(seconds[0], values)
-        else:
+    def _put_series(self, host: _HostTracks, series: Iterable[AcceptedSeries]) -> frozenset[int]:
+        """Put samples into their tracks; return the places of their figures among the host's."""
+        told: set[int] = set()
+        rows: dict[tuple[int, int], dict[int, Sequence[float]]] = {}
+        for each in series:
+            column = each.metric.value - 1
+            if each.gpu_index >= len(host.gpus) or column >= len(GPU_METRICS):
+                continue
+            told.add(each.gpu_index * len(GPU_METRICS) + column)
             start = 0
-            for second, same in groupby(seconds):
-                end = start + sum(1 for _ in same)
-                track.add(second, values[start:end])
+            for second, same in groupby(each.seconds):
+                end = start + len(tuple(same))
+                rows.setdefault((each.gpu_index, second), {})[column] = each.values[start:end]
                 start = end
-        self._newest = max(self._newest, seconds[-1])
-        return series.gpu_index * len(GPU_METRICS) + series.metric.value - 1
+        for (gpu_index, second), columns in rows.items():
+            track = self._track(host.gpus[gpu_index])
+            if track is not None:
+                track.add(second, columns)
+                self._newest = max(self._newest, second)
+        return frozenset(told)
 
     def _put_readings(
-        self, host: _HostTracks, report: HostReport, second: int, told: set[int]
+        self, host: _HostTracks, report: HostReport, second: int, told: frozenset[int]
     ) -> None:
         if host.second != second or len(host.pending) >= _MOST_PENDING:
             self._flush(host)
@@ -165,38 +171,43 @@ class History:
             known(server.kv_cache_usage_permille),
             rate,
         )
-        for metric, value in zip(SERVER_METRICS, readings, strict=True):
-            if value is not None and (track := self._track(subject, metric)) is not None:
-                track.add(second, (value,))
+        told = {place: (value,) for place, value in enumerate(readings) if value is not None}
+        if told and (track := self._track(subject)) is not None:
+            track.add(second, told)
 
     def _flush(self, host: _HostTracks) -> None:
         """Put the readings of a second into their tracks, all reports of that second at once."""
         if not host.pending:
             return
         pending, host.pending = host.pending, []
+        columns: list[Sequence[float]] = [
+            [value for value in column if value is not None] if None in column else column
+            for column in zip(*pending, strict=True)
+        ]
         width = len(GPU_METRICS)
-        for place, column in enumerate(zip(*pending, strict=True)):
-            values = [value for value in column if value is not None]
-            if values:
-                track = self._track(host.gpus[place // width], GPU_METRICS[place % width])
-                if track is not None:
-                    track.add(host.second, values)
+        for number, subject in enumerate(host.gpus):
+            own = columns[number * width : (number + 1) * width]
+            told = {place: values for place, values in enumerate(own) if values}
+            if told and (track := self._track(subject)) is not None:
+                track.add(host.second, told)
 
-    def _track(self, subject: Subject, metric: FleetMetric) -> Track | None:
-        track = subject.tracks.get(metric)
-        if track is None and metric in subject.metrics:
-            if self._track_count >= self.maximum_tracks and not self._make_room():
-                self.refused_samples += 1
-                return None
-            self._track_count += 1
-            track = subject.tracks[metric] = Track(self.lengths)
+    def _track(self, subject: Subject) -> Track | None:
+        track = subject.track
+        if track is None:
+            width = len(subject.metrics)
+            while self._figure_count + width > self.maximum_figures:
+                if not self._make_room():
+                    self.refused_samples += 1
+                    return None
+            self._figure_count += width
+            track = subject.track = Track(self.lengths, width)
         return track
 
     def _make_room(self) -> bool:
         gone = [
             (subject.left_at, subject.key, subject)
             for subject in self._subjects()
-            if subject.left_at is not None and subject.tracks
+            if subject.left_at is not None and subject.track is not None
         ]
         if not gone:
             return False
@@ -204,7 +215,8 @@ class History:
         return True
 
     def _forget(self, subject: Subject) -> None:
-        self._track_count -= len(subject.tracks)
+        if subject.track is not None:
+            self._figure_count -= len(subject.metrics)
         subjects = self._gpus if subject.metrics is GPU_METRICS else self._servers
         del subjects[subject.key]
 
@@ -335,5 +347,5 @@ class History:
     def bytes_held(self) -> int:
         """Return the memory of all cells."""
         return sum(
-            track.bytes_held for subject in self._subjects() for track in subject.tracks.values()
+            subject.track.bytes_held for subject in self._subjects() if subject.track is not None
         )

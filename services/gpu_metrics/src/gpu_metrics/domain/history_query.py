@@ -173,14 +173,11 @@ class HistoryRun:
             yield
 
     def _take(self, subject: Subject) -> None:
-        track = subject.tracks.get(self._query.metric)
-        if track is None:
-            return
         percentile = self._query.aggregation in _PERCENTILES
         end = self.start + len(self._steps) * self.step
         own: dict[int, tuple[int, float]] = {}
         points: dict[int, list[tuple[float, int]]] = {}
-        for begin, fields in track.cells(self.start, end, self._resolution):
+        for begin, fields in subject.cells(self._query.metric, self.start, end, self._resolution):
             number = (begin - self.start) // self.step
             step = self._steps[number]
             count, total = own.get(number, (0, 0.0))

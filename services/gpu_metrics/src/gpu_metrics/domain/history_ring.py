@@ -1,4 +1,4 @@
-"""Rings of cells over time, packed: the memory of one figure of one GPU or model server.
+"""Rings of rows over time, packed: the memory of one GPU or model server, a cell for each figure.
 
 Three levels: cells of a second, of ten and of sixty seconds. Samples go into the cells of a
 second; once a longer cell can get no more samples it is made out of those and stands for itself.
@@ -7,19 +7,20 @@ well, so that percentiles over days and over many GPUs stay meaningful.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from struct import Struct
+from functools import lru_cache
+from struct import Struct, calcsize
 
 __all__ = ["BYTES_PER_CELL", "BYTES_PER_SECOND_CELL", "HistoryLengths", "Track", "points_of"]
 
-_SECOND_CELL = Struct("<Hfff")
-_CELL = Struct("<Hfff4H")
+_SECOND_CELL = "Hfff"
+_CELL = "Hfff4H"
 
-BYTES_PER_SECOND_CELL = _SECOND_CELL.size
+BYTES_PER_SECOND_CELL = calcsize("<" + _SECOND_CELL)
 """Memory of a cell of a second: samples, mean, minimum, maximum."""
 
-BYTES_PER_CELL = _CELL.size
+BYTES_PER_CELL = calcsize("<" + _CELL)
 """Memory of a longer cell: the same and four quantiles."""
 
 _MOST_SAMPLES = 0xFFFF
@@ -54,8 +55,8 @@ class HistoryLengths:
     late_seconds: int = 60
 
     @property
-    def bytes_per_track(self) -> int:
-        """Return what one figure takes once its rings are full."""
+    def bytes_per_figure(self) -> int:
+        """Return what one figure of one GPU takes once its rings are full."""
         longer = self.ten_seconds + self.minutes
         return self.seconds * BYTES_PER_SECOND_CELL + longer * BYTES_PER_CELL
 
@@ -64,24 +65,39 @@ class HistoryLengths:
         return {1: self.seconds, 10: 10 * self.ten_seconds, 60: 60 * self.minutes}[resolution]
 
 
+@lru_cache
+def _row(cell: str, width: int) -> Struct:
+    """Return how a row of `width` cells is packed."""
+    return Struct("<" + cell * width)
+
+
+@lru_cache
+def _column(cell: str, width: int, column: int) -> Struct:
+    """Return how one cell of such a row is read without the others."""
+    size = calcsize("<" + cell)
+    return Struct(f"<{size * column}x{cell}{size * (width - 1 - column)}x")
+
+
 class _Ring:
-    """The last cells of one resolution; memory grows with time up to the capacity."""
+    """The last rows of one resolution; memory grows with time up to the capacity."""
 
-    __slots__ = ("_bytes", "_capacity", "_layout", "_origin", "newest")
+    __slots__ = ("_bytes", "_capacity", "_cell", "_origin", "_row", "_width", "newest")
 
-    def __init__(self, layout: Struct, capacity: int) -> None:
-        self._layout = layout
+    def __init__(self, cell: str, width: int, capacity: int) -> None:
+        self._cell = cell
+        self._width = width
+        self._row = _row(cell, width)
         self._capacity = capacity
         self._bytes = bytearray()
         self._origin = 0
         self.newest = -1
 
     def reserve(self, number: int, before: int = 0) -> int:
-        """Return where cell `number` is, or -1 when it is no longer kept; newer ones are begun.
+        """Return where row `number` is, or -1 when it is no longer kept; newer ones are begun.
 
-        A ring that is empty keeps room for `before` cells before the first.
+        A ring that is empty keeps room for `before` rows before the first.
         """
-        size = self._layout.size
+        size = self._row.size
         if self.newest < 0 or number - self.newest >= self._capacity:
             self._origin = number - min(before, self._capacity - 1)
             self._bytes = bytearray((number - self._origin + 1) * size)
@@ -89,7 +105,7 @@ class _Ring:
         elif number > self.newest:
             for fresh in range(self.newest + 1, number + 1):
                 if fresh - self._origin < self._capacity:
-                    self._bytes.extend(bytes(size))
+                    self._bytes += bytes(size)
                 else:
                     place = (fresh - self._origin) % self._capacity * size
                     self._bytes[place : place + size] = bytes(size)
@@ -100,54 +116,63 @@ class _Ring:
 
     @property
     def oldest(self) -> int:
-        """Return the oldest cell that is kept."""
+        """Return the oldest row that is kept."""
         return max(self._origin, self.newest - self._capacity + 1)
 
-    def read(self, place: int) -> tuple[float, ...]:
-        """Return the fields of the cell at a place."""
-        return self._layout.unpack_from(self._bytes, place)
+    def write_row(self, place: int, fields: Sequence[float]) -> None:
+        """Set all cells of the row at a place."""
+        self._row.pack_into(self._bytes, place, *fields)
 
-    def write(self, place: int, *fields: float) -> None:
-        """Set the fields of the cell at a place."""
-        self._layout.pack_into(self._bytes, place, *fields)
+    def read_row(self, place: int) -> list[float]:
+        """Return the fields of all cells of the row at a place."""
+        return list(self._row.unpack_from(self._bytes, place))
 
-    def between(self, first: int, last: int) -> Iterator[tuple[int, tuple[float, ...]]]:
-        """Yield the cells that hold something, from `first` to `last`, both included."""
+    def rows(self, first: int, last: int) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield the rows from `first` to `last`, both included."""
+        return self._between(self._row, first, last)
+
+    def column(self, column: int, first: int, last: int) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield one cell of the rows from `first` to `last`, where it holds something."""
+        layout = _column(self._cell, self._width, column)
+        return (each for each in self._between(layout, first, last) if each[1][0])
+
+    def _between(
+        self, layout: Struct, first: int, last: int
+    ) -> Iterator[tuple[int, tuple[float, ...]]]:
         if self.newest < 0:
             return
         first, last = max(first, self.oldest), min(last, self.newest)
-        size = self._layout.size
-        view = memoryview(self._bytes)
+        size = self._row.size
         while first <= last:
             place = (first - self._origin) % self._capacity
             run = min(last - first + 1, self._capacity - place)
-            cells = self._layout.iter_unpack(view[place * size : (place + run) * size])
-            for number, fields in enumerate(cells, first):
-                if fields[0]:
-                    yield number, fields
+            # A copy, so that the ring may grow while the rows are read.
+            rows = bytes(self._bytes[place * size : (place + run) * size])
+            yield from enumerate(layout.iter_unpack(rows), first)
             first += run
 
     @property
     def bytes_held(self) -> int:
-        """Return the memory of the cells."""
+        """Return the memory of the rows."""
         return len(self._bytes)
 
 
 class Track:
-    """One figure of one GPU or model server over time. Times are in whole seconds since 1970."""
+    """The figures of one GPU or server over time. Times are in whole seconds since 1970."""
 
-    __slots__ = ("_late", "_minutes", "_seconds", "_tens", "_to_fold")
+    __slots__ = ("_late", "_minutes", "_seconds", "_tens", "_to_fold", "_width")
 
-    def __init__(self, lengths: HistoryLengths) -> None:
+    def __init__(self, lengths: HistoryLengths, width: int) -> None:
         self._late = lengths.late_seconds
-        self._seconds = _Ring(_SECOND_CELL, lengths.seconds)
-        self._tens = _Ring(_CELL, lengths.ten_seconds)
-        self._minutes = _Ring(_CELL, lengths.minutes)
+        self._width = width
+        self._seconds = _Ring(_SECOND_CELL, width, lengths.seconds)
+        self._tens = _Ring(_CELL, width, lengths.ten_seconds)
+        self._minutes = _Ring(_CELL, width, lengths.minutes)
         # Before this second all is in the longer cells; a multiple of ten.
         self._to_fold = 0
 
-    def add(self, second: int, values: Sequence[float]) -> bool:
-        """Take in the samples of a second, at least one; False when it is too long ago."""
+    def add(self, second: int, samples: Mapping[int, Sequence[float]]) -> bool:
+        """Take in samples of a second, by column, each at least one; False when it is too late."""
         ring = self._seconds
         if second > ring.newest:
             self._fold_until(second)
@@ -156,17 +181,24 @@ class Track:
         place = ring.reserve(second, self._late)
         if place < 0:
             return False
-        if len(values) == 1:
-            count, mean, minimum, maximum = 1, values[0], values[0], values[0]
-        else:
-            count, mean = len(values), sum(values) / len(values)
-            minimum, maximum = min(values), max(values)
-        had = ring.read(place)
-        if had[0]:
-            mean = (had[0] * had[1] + count * mean) / (had[0] + count)
-            count = min(_MOST_SAMPLES, int(had[0]) + count)
-            minimum, maximum = min(minimum, had[2]), max(maximum, had[3])
-        ring.write(place, count, mean, minimum, maximum)
+        row = ring.read_row(place)
+        for column, values in samples.items():
+            count: float = len(values)
+            if count == 1:
+                mean = minimum = maximum = values[0]
+            else:
+                mean, minimum, maximum = sum(values) / count, min(values), max(values)
+            at = column * _SECOND_FIELDS
+            had = row[at]
+            if had:
+                mean = (had * row[at + 1] + count * mean) / (had + count)
+                count = min(_MOST_SAMPLES, had + count)
+                minimum, maximum = min(minimum, row[at + 2]), max(maximum, row[at + 3])
+            row[at : at + _SECOND_FIELDS] = (count, mean, minimum, maximum)
+        # Counts are whole numbers; packing wants them so.
+        for at in range(0, len(row), _SECOND_FIELDS):
+            row[at] = int(row[at])
+        ring.write_row(place, row)
         return True
 
     def _fold_until(self, second: int) -> None:
@@ -185,22 +217,18 @@ class Track:
         self._to_fold = max(self._to_fold, (second - self._late) // 10 * 10)
 
     def _fold(self, ring: _Ring, start: int, length: int) -> None:
-        cells = [fields for _, fields in self._seconds.between(start, start + length - 1)]
-        if not cells:
-            return
-        count = int(sum(fields[0] for fields in cells))
-        mean = sum(fields[0] * fields[1] for fields in cells) / count
-        minimum = min(fields[2] for fields in cells)
-        maximum = max(fields[3] for fields in cells)
-        place = ring.reserve(start // length)
-        if minimum == maximum:
-            codes = (_encode(minimum),) * len(_QUANTILES)
-        else:
-            codes = tuple(map(_encode, _quantiles(cells, count)))
-        ring.write(place, min(_MOST_SAMPLES, count), mean, minimum, maximum, *codes)
+        rows = [row for _, row in self._seconds.rows(start, start + length - 1)]
+        fields: list[float] = []
+        told = False
+        for at in range(0, self._width * _SECOND_FIELDS, _SECOND_FIELDS):
+            cells = [row[at : at + _SECOND_FIELDS] for row in rows if row[at]]
+            told = told or bool(cells)
+            fields += _folded(cells) if cells else _EMPTY_CELL
+        if told:
+            ring.write_row(ring.reserve(start // length), fields)
 
     def cells(
-        self, start: int, end: int, resolution: int
+        self, column: int, start: int, end: int, resolution: int
     ) -> Iterator[tuple[int, tuple[float, ...]]]:
         """Yield what was observed from `start` to before `end`: when a cell begins, and its fields.
 
@@ -212,14 +240,30 @@ class Track:
             folded = self._to_fold // resolution * resolution
             ring = self._tens if resolution == 10 else self._minutes
             last = -(-min(end, folded) // resolution) - 1
-            for number, fields in ring.between(start // resolution, last):
+            for number, fields in ring.column(column, start // resolution, last):
                 yield number * resolution, fields
-        yield from self._seconds.between(max(start, folded), end - 1)
+        yield from self._seconds.column(column, max(start, folded), end - 1)
 
     @property
     def bytes_held(self) -> int:
         """Return the memory of all its cells."""
         return self._seconds.bytes_held + self._tens.bytes_held + self._minutes.bytes_held
+
+
+_EMPTY_CELL = (0, 0.0, 0.0, 0.0, 0, 0, 0, 0)
+
+
+def _folded(cells: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Return one longer cell of the cells of seconds."""
+    count = int(sum([fields[0] for fields in cells]))
+    mean = sum([fields[0] * fields[1] for fields in cells]) / count
+    minimum = min([fields[2] for fields in cells])
+    maximum = max([fields[3] for fields in cells])
+    if minimum == maximum:
+        codes = (_encode(minimum),) * len(_QUANTILES)
+    else:
+        codes = tuple(map(_encode, _quantiles(cells, count)))
+    return (min(_MOST_SAMPLES, count), mean, minimum, maximum, *codes)
 
 
 def _second_points(fields: Sequence[float]) -> tuple[tuple[float, int], ...]:

@@ -8,7 +8,8 @@ still fill the hole they left; reports and samples that were there before are du
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import Enum
+from enum import Enum, StrEnum
+from functools import partial
 from itertools import accumulate
 
 from gpu_metrics.domain.host_clock import ClockOutcome, HostClock
@@ -27,7 +28,6 @@ __all__ = [
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SECOND = 1_000_000
-# Clocks that NTP keeps are nearer than what can be told over a network: those are believed.
 _CORRECTED_FROM_MICROSECONDS = _SECOND
 _REMEMBERED_SEQUENCES = 64
 
@@ -46,7 +46,7 @@ class ReportOrder(Enum):
     TOO_OLD = "too_old"
 
 
-class SampleFate(Enum):
+class SampleFate(StrEnum):
     """What became of a sample."""
 
     ACCEPTED = "accepted"
@@ -151,24 +151,27 @@ class HostIngest:
         if order is ReportOrder.NEWEST:
             self._follow_clock(sample_time, monotonic, received)
         skew = self._clock.skew
-        placing = _Placing(
-            in_order=order is ReportOrder.NEWEST,
-            # Samples are told apart by the clock that nobody sets, where the agent tells it.
-            timeline=monotonic or sample_time,
-            sample_time=sample_time,
-            received=received,
-            correction=skew if abs(skew) >= _CORRECTED_FROM_MICROSECONDS else 0,
-        )
-        series = []
-        for each in report.series:
-            accepted = self._accept_series(each, placing, fates)
-            if accepted is not None:
-                series.append(accepted)
-        fate = self._fate(sample_time, placing)
+        # Clocks that NTP keeps are nearer than can be told over a network: those are believed.
+        correction = skew if abs(skew) >= _CORRECTED_FROM_MICROSECONDS else 0
+        series: list[AcceptedSeries] = []
+        if report.series:
+            placing = _Placing(
+                in_order=order is ReportOrder.NEWEST,
+                # Samples are told apart by the clock that nobody sets, where the agent tells it.
+                timeline=monotonic or sample_time,
+                sample_time=sample_time,
+                received=received,
+                correction=correction,
+            )
+            for each in report.series:
+                accepted = self._accept_series(each, placing, fates)
+                if accepted is not None:
+                    series.append(accepted)
+        fate = self._fate(received - sample_time, in_order=order is ReportOrder.NEWEST)
         fates[fate] += len(report.gpus)
-        if fate in (SampleFate.LATE, SampleFate.SKEWED):
-            return AcceptedReport(None, tuple(series))
-        return AcceptedReport((sample_time - placing.correction) // _SECOND, tuple(series))
+        if fate in _TAKEN:
+            return AcceptedReport((sample_time - correction) // _SECOND, tuple(series))
+        return AcceptedReport(None, tuple(series))
 
     def _follow_clock(self, sample_time: int, monotonic: int, received: int) -> None:
         outcome = self._clock.observe(sample_time, monotonic, received)
@@ -218,12 +221,13 @@ class HostIngest:
         fates: Counter[SampleFate],
     ) -> AcceptedSeries | None:
         """Put samples where they belong by the collector's clock; drop those outside the window."""
+        judge = partial(self._fate, in_order=placing.in_order)
         to_host = placing.sample_time - placing.timeline
         first, last = times[0] + to_host, times[-1] + to_host
-        fate = self._fate(first, placing)
-        if fate is not self._fate(last, placing):
+        fate = judge(placing.received - first)
+        if fate is not judge(placing.received - last):
             judged = [
-                (self._fate(time + to_host, placing), time, value)
+                (judge(placing.received - time - to_host), time, value)
                 for time, value in zip(times, values, strict=True)
             ]
             kept = [entry for entry in judged if entry[0] in _TAKEN]
@@ -237,10 +241,9 @@ class HostIngest:
         seconds = [(time + shift) // _SECOND for time in times]
         return AcceptedSeries(series.gpu_index, series.metric, seconds, values)
 
-    def _fate(self, host_time: int, placing: "_Placing") -> SampleFate:
-        age = placing.received - host_time
+    def _fate(self, age: int, *, in_order: bool) -> SampleFate:
         if -self._window <= age <= self._window:
-            return SampleFate.ACCEPTED if placing.in_order else SampleFate.OUT_OF_ORDER
+            return SampleFate.ACCEPTED if in_order else SampleFate.OUT_OF_ORDER
         if age < 0 or abs(self._clock.skew) > self._window:
             return SampleFate.SKEWED
         return SampleFate.LATE
