@@ -4,26 +4,41 @@ import os
 import re
 import socket
 import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 import structlog
 
+from gpu_metrics.adapters.attributed_processes import AttributedProcesses, ServedModel
 from gpu_metrics.adapters.collector_link import CollectorLink
 from gpu_metrics.adapters.configured_host import ConfiguredHost
+from gpu_metrics.adapters.dcgm_page import DcgmPage
 from gpu_metrics.adapters.ec2_host import Ec2Host, instance_id
+from gpu_metrics.adapters.ecs_host import EcsHost
+from gpu_metrics.adapters.ecs_tasks import EcsTasks
 from gpu_metrics.adapters.event_journal_file import open_journal
 from gpu_metrics.adapters.imds import InstanceMetadata
+from gpu_metrics.adapters.known_gpus import KnownGpus
 from gpu_metrics.adapters.nvml import NvmlGpus
+from gpu_metrics.adapters.proc_tree import ProcTree
 from gpu_metrics.adapters.process_cost import CostMeter
 from gpu_metrics.adapters.vllm_server import ScrapedServer, VllmServer
 from gpu_metrics.agent import Agent
 from gpu_metrics.agent_settings import AgentSettings, ModelServerAddress
 from gpu_metrics.domain.readings import Host
 from gpu_metrics.journal import EventJournal
-from gpu_metrics.ports import DriverMismatch, DriverSource, GpuEventSource, GpuSource
+from gpu_metrics.ports import (
+    DriverMismatch,
+    DriverSource,
+    GpuEventSource,
+    GpuSource,
+    HostSource,
+    ProcessSource,
+)
 from servicekit.channels import open_channel
 from servicekit.runtime import ServiceRuntime, run_service
 
@@ -42,6 +57,8 @@ class _Sources:
     gpus: list[GpuSource] = field(default_factory=list)
     events: list[GpuEventSource] = field(default_factory=list)
     drivers: list[DriverSource] = field(default_factory=list)
+    processes: ProcessSource | None = None
+    background: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
 
 async def run_agent(settings: AgentSettings, runtime: ServiceRuntime) -> None:
@@ -54,22 +71,35 @@ async def run_agent(settings: AgentSettings, runtime: ServiceRuntime) -> None:
         host = await _identify(settings, runtime, session)
         journal = _journal(settings, host.host_id, stack)
         sources = _Sources()
-        host_source: ConfiguredHost | Ec2Host = ConfiguredHost(host)
-        background = []
+        host_source: HostSource = ConfiguredHost(host)
         if settings.imds_enabled:
-            host_source = Ec2Host(
+            ec2 = host_source = Ec2Host(
                 host,
                 _metadata(settings, runtime, session),
                 clock=runtime.clock,
                 journal=journal,
                 poll_seconds=settings.spot_poll_seconds,
             )
-            sources.events.append(host_source)
-            background.append(host_source.run)
-        if settings.nvml_enabled:
-            nvml = NvmlGpus(clock=runtime.clock, timeout_seconds=settings.nvml_timeout_seconds)
-            stack.callback(nvml.close)
-            sources.gpus.append(nvml)
+            sources.events.append(ec2)
+            sources.background.append(ec2.run)
+        ecs = EcsTasks(
+            session,
+            clock=runtime.clock,
+            agent_url=settings.ecs_agent_url,
+            task_url=settings.ecs_metadata_url,
+        )
+        ecs_host = EcsHost(host_source, ecs, clock=runtime.clock)
+        sources.background.append(ecs_host.run)
+        servers = [
+            VllmServer(
+                _scraped(address, host.host_id, settings.advertised_host),
+                session,
+                clock=runtime.clock,
+                timeout_seconds=settings.scrape_timeout_seconds,
+            )
+            for address in settings.model_servers
+        ]
+        _add_gpus(sources, settings, runtime, session, stack, journal, ecs, servers)
         links = [
             CollectorLink(
                 await stack.enter_async_context(open_channel(target, settings.channel)),
@@ -82,17 +112,9 @@ async def run_agent(settings: AgentSettings, runtime: ServiceRuntime) -> None:
             for target in settings.collectors
         ]
         agent = Agent(
-            host=host_source,
+            host=ecs_host,
             gpus=sources.gpus,
-            servers=[
-                VllmServer(
-                    _scraped(address, host.host_id, settings.advertised_host),
-                    session,
-                    clock=runtime.clock,
-                    timeout_seconds=settings.scrape_timeout_seconds,
-                )
-                for address in settings.model_servers
-            ],
+            servers=servers,
             sinks=links,
             clock=runtime.clock,
             boot_id=uuid.uuid4().hex,
@@ -100,11 +122,59 @@ async def run_agent(settings: AgentSettings, runtime: ServiceRuntime) -> None:
             event_sources=sources.events,
             drivers=sources.drivers,
             measure_cost=CostMeter(drivers=sources.drivers, links=links, journal=journal),
-            background=background,
+            processes=sources.processes,
+            background=sources.background,
             interval_seconds=settings.report_interval_seconds,
             start_delay_seconds=runtime.random.uniform(0, settings.report_interval_seconds),
         )
         await agent.run(runtime.stopping)
+
+
+def _add_gpus(  # noqa: PLR0917  # a part of the composition above, and all of its things
+    sources: _Sources,
+    settings: AgentSettings,
+    runtime: ServiceRuntime,
+    session: aiohttp.ClientSession,
+    stack: AsyncExitStack,
+    journal: EventJournal,
+    ecs: EcsTasks,
+    servers: Sequence[VllmServer],
+) -> None:
+    """Add the driver, and dcgm-exporter's page after it: of a figure the driver's word counts."""
+    watched: Callable[[], dict[int, str]] = dict
+    if settings.nvml_enabled:
+        nvml = NvmlGpus(clock=runtime.clock, timeout_seconds=settings.nvml_timeout_seconds)
+        stack.callback(nvml.close)
+        known = KnownGpus(nvml)
+        processes = AttributedProcesses(
+            nvml,
+            proc=ProcTree(settings.process_root),
+            ecs=ecs,
+            clock=runtime.clock,
+            gpu_uuids=lambda: known.uuids,
+            servers=lambda: [
+                ServedModel(server.server_id, _port(server.scrape_url), server.model)
+                for server in servers
+            ],
+        )
+        stack.callback(processes.close)
+        sources.gpus.append(known)
+        sources.events.append(nvml)
+        sources.drivers.append(nvml)
+        sources.processes = processes
+        sources.background.append(processes.run)
+        watched = lambda: known.uuids  # noqa: E731  # the other branch has a function ready
+    if settings.dcgm_url is not None:
+        dcgm = DcgmPage(
+            settings.dcgm_url,
+            session,
+            clock=runtime.clock,
+            journal=journal,
+            timeout_seconds=settings.scrape_timeout_seconds,
+            sees_xids=lambda gpu_uuid: gpu_uuid in watched().values(),
+        )
+        sources.gpus.append(dcgm)
+        sources.events.append(dcgm)
 
 
 def _metadata(
@@ -137,7 +207,9 @@ def _journal(settings: AgentSettings, host_id: str, stack: AsyncExitStack) -> Ev
     """Return the host's journal, in memory where the directory cannot be written."""
     directory = settings.state_directory / _directory_name(host_id)
     try:
-        journal, file = open_journal(directory, bound=settings.journal_events)
+        journal, file = open_journal(
+            directory, bound=settings.journal_events, machine_boot_id=_machine_boot_id()
+        )
     except OSError as error:
         log.warning(
             "journal_in_memory",
@@ -152,6 +224,14 @@ def _journal(settings: AgentSettings, host_id: str, stack: AsyncExitStack) -> Ev
     return journal
 
 
+def _machine_boot_id() -> str:
+    """Return what names this run of the machine's kernel, empty where it has no such name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def _directory_name(host_id: str) -> str:
     """Return a file name that no other host id has."""
     plain = re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):x}_", host_id)
@@ -159,8 +239,7 @@ def _directory_name(host_id: str) -> str:
 
 
 def _scraped(address: ModelServerAddress, host_id: str, advertised_host: str) -> ScrapedServer:
-    parts = urlsplit(address.url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    parts, port = urlsplit(address.url), _port(address.url)
     endpoint = f"{parts.scheme}://{advertised_host}:{port}" if advertised_host else address.url
     return ScrapedServer(
         server_id=f"{host_id}:{port}",
@@ -168,6 +247,11 @@ def _scraped(address: ModelServerAddress, host_id: str, advertised_host: str) ->
         scrape_url=address.url,
         endpoint_url=endpoint,
     )
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def main() -> int:
