@@ -23,7 +23,6 @@ def xid(code: int = 31) -> ObservedEvent:
         time=datetime(2026, 1, 1, tzinfo=UTC),
         gpu_uuid="GPU-a",
         xid=code,
-        driver_epoch=5,
     )
 
 
@@ -74,6 +73,20 @@ async def test_xid_counts_survive_restarts_and_compaction(tmp_path: Path) -> Non
         assert (event.sequence, event.xid_count) == (run, run)
         assert journal.xid_counts.last_codes == {"GPU-a": 31}
         file.close()
+
+
+async def test_xids_are_counted_anew_after_the_machine_started_again(tmp_path: Path) -> None:
+    for machine, wanted in (("one", 1), ("one", 2), ("other", 1), ("other", 2)):
+        journal, file = open_journal(tmp_path, bound=BOUND, machine_boot_id=machine)
+        (event,) = await journal.append([xid()])
+        assert event.xid_count == wanted
+        file.close()
+    journal, file = open_journal(tmp_path, bound=BOUND, machine_boot_id="other")
+    # The events themselves go on.
+    batch = journal.next_batch({}, 10)
+    assert batch is not None
+    assert [each.sequence for each in batch.events] == [2, 3, 4]
+    file.close()
 
 
 async def test_what_was_acknowledged_before_a_restart_is_not_counted_as_lost(

@@ -1,6 +1,7 @@
 """The journal without a disk, and with one that fails."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -15,10 +16,8 @@ from gpu_metrics.journal import EventJournal
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def xid(code: int = 31, gpu: str = "GPU-a", epoch: int = 0) -> ObservedEvent:
-    return ObservedEvent(
-        kind=GpuEventKind.XID, time=NOON, gpu_uuid=gpu, xid=code, driver_epoch=epoch
-    )
+def xid(code: int = 31, gpu: str = "GPU-a") -> ObservedEvent:
+    return ObservedEvent(kind=GpuEventKind.XID, time=NOON, gpu_uuid=gpu, xid=code)
 
 
 def numbered(first: int, last: int) -> list[GpuEvent]:
@@ -34,9 +33,7 @@ class BrokenDisk:
     def __init__(self, good: int) -> None:
         self._good = good
 
-    async def append(
-        self, events: Sequence[GpuEvent], epochs: Sequence[int], acknowledged: int
-    ) -> None:
+    async def append(self, events: Sequence[GpuEvent], acknowledged: int) -> None:
         if self._good == 0:
             raise OSError(28, "No space left on device")
         self._good -= 1
@@ -96,12 +93,12 @@ async def test_events_are_numbered_without_gaps_and_xids_counted_by_gpu_and_code
 
 async def test_xids_are_counted_anew_when_the_driver_was_loaded_anew() -> None:
     journal = EventJournal()
-    await journal.append([xid(31, epoch=7), xid(31, epoch=7), xid(31, "GPU-b", epoch=7)])
-    (next_epoch,) = await journal.append([xid(31, epoch=8)])
-    (other_gpu,) = await journal.append([xid(31, "GPU-b", epoch=7)])
-    reloaded = ObservedEvent(kind=GpuEventKind.DRIVER_RELOADED, time=NOON)
-    _, after = await journal.append([reloaded, xid(31, "GPU-b")])
-    assert (next_epoch.xid_count, other_gpu.xid_count, after.xid_count) == (1, 2, 1)
+    await journal.append([xid(31), xid(31), xid(31, "GPU-b")])
+    one = ObservedEvent(kind=GpuEventKind.DRIVER_RELOADED, time=NOON, gpu_uuid="GPU-a")
+    _, reloaded, other = await journal.append([one, xid(31), xid(31, "GPU-b")])
+    assert (reloaded.xid_count, other.xid_count) == (1, 2)
+    _, after = await journal.append([replace(one, gpu_uuid=""), xid(31, "GPU-b")])
+    assert after.xid_count == 1
 
 
 async def test_a_disk_that_fails_costs_no_event_and_no_number_is_given_twice() -> None:

@@ -141,7 +141,7 @@ class Agent:
         if self._processes is None:
             return None
         reading = await self._processes.read_processes()
-        if reading.read_time == self._processes_read_at:
+        if reading is None or reading.read_time == self._processes_read_at:
             return None
         self._processes_read_at = reading.read_time
         return reading

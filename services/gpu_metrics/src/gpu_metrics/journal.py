@@ -29,13 +29,8 @@ log = structlog.get_logger(__name__)
 class JournalStore(Protocol):
     """Keeps events where they survive the process."""
 
-    async def append(
-        self, events: Sequence[GpuEvent], epochs: Sequence[int], acknowledged: int
-    ) -> None:
-        """Return once the events are safe, each with the driver's epoch it was seen in.
-
-        Raises OSError or TimeoutError when they are not.
-        """
+    async def append(self, events: Sequence[GpuEvent], acknowledged: int) -> None:
+        """Return once the events are safe; raises OSError or TimeoutError when they are not."""
         ...
 
     async def compact(
@@ -113,12 +108,9 @@ class EventJournal:
             return ()
         async with self._appending:
             counts = self._xid_counts.copy()
-            xids = [
-                counts.observe(each.kind, each.gpu_uuid, each.xid, each.driver_epoch)
-                for each in observed
-            ]
+            xids = [counts.observe(each.kind, each.gpu_uuid, each.xid) for each in observed]
             events = _numbered(observed, xids, self._windows[-1].last_sequence + 1)
-            if self._store is not None and not await self._stored(self._store, events, observed):
+            if self._store is not None and not await self._stored(self._store, events):
                 events = _numbered(observed, xids, 1)
             self._xid_counts = counts
             self._windows[-1].append(events)
@@ -144,13 +136,10 @@ class EventJournal:
             if window.journal_id == journal_id:
                 window.acknowledge(sequence)
 
-    async def _stored(
-        self, store: JournalStore, events: Sequence[GpuEvent], observed: Sequence[ObservedEvent]
-    ) -> bool:
+    async def _stored(self, store: JournalStore, events: Sequence[GpuEvent]) -> bool:
         """Store the events; where that fails, begin another journal in memory and return False."""
-        epochs = [each.driver_epoch for each in observed]
         try:
-            await store.append(events, epochs, self._windows[-1].acknowledged)
+            await store.append(events, self._windows[-1].acknowledged)
         except (OSError, TimeoutError) as error:
             log.error(  # noqa: TRY400  # a full disk needs no traceback
                 "journal_unwritable",

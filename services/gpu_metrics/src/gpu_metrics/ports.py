@@ -127,8 +127,10 @@ class GpuEventSource(Protocol):
 class ProcessSource(Protocol):
     """Tells which processes use the GPUs."""
 
-    async def read_processes(self) -> ProcessReading:
-        """Return process ids, GPUs and memory as last read; further fields are empty.
+    async def read_processes(self) -> ProcessReading | None:
+        """Return the processes as last read, None before they were.
+
+        Of what is not known of a process the fields are empty.
 
         Answers at once: the source itself decides how often the driver is asked.
         """

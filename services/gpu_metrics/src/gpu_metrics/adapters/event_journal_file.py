@@ -39,14 +39,23 @@ _WRITE_TIMEOUT_SECONDS = 5.0
 class JournalFile:
     """A journal's file, written by this process alone; calls to the disk run in a thread.
 
-    A disk that hangs longer than the limit counts as one that failed.
+    A disk that hangs longer than the limit counts as one that failed. XIDs are counted since the
+    driver was loaded, so `machine_boot_id`, another one after every start of the machine, begins
+    them anew.
     """
 
-    def __init__(self, directory: Path, *, timeout_seconds: float = _WRITE_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        machine_boot_id: str = "",
+        timeout_seconds: float = _WRITE_TIMEOUT_SECONDS,
+    ) -> None:
         """Open the file in `directory`. Raises OSError when it cannot be written or is in use."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         self._directory = directory
         self._path = directory / _NAME
+        self._machine_boot_id = machine_boot_id
         self._timeout_seconds = timeout_seconds
         # The lock has a file of its own: the journal's is replaced when it is compacted.
         self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
@@ -67,23 +76,31 @@ class JournalFile:
             os.close(self._file)
             os.close(self._lock)
 
-    async def append(
-        self, events: Sequence[GpuEvent], epochs: Sequence[int], acknowledged: int
-    ) -> None:
+    async def append(self, events: Sequence[GpuEvent], acknowledged: int) -> None:
         """Return once the events are on disk."""
-        frame = events_frame(events, epochs, acknowledged)
+        frame = events_frame(events, acknowledged)
         await self._in_thread(lambda: self._append(frame))
 
     async def compact(
         self, events: Sequence[GpuEvent], counts: XidCounts, acknowledged: int
     ) -> None:
         """Write a file that holds these events alone and put it in place of the one before."""
-        held, journal_id = tuple(events), self.contents.journal_id
-        last = held[-1].sequence if held else 0
-        base = held[0].sequence - 1 if held else 0
-        frames = header_frame(journal_id, base, last, counts)
-        frames += events_frame(held, [0] * len(held), acknowledged)
+        frames = self._whole_file(
+            self.contents.journal_id, events, events[-1].sequence, counts, acknowledged
+        )
         await self._in_thread(lambda: self._replace(frames))
+
+    def _whole_file(
+        self,
+        journal_id: str,
+        events: Sequence[GpuEvent],
+        last: int,
+        counts: XidCounts,
+        acknowledged: int,
+    ) -> bytes:
+        base = events[0].sequence - 1 if events else last
+        header = header_frame(journal_id, self._machine_boot_id, base, last, counts)
+        return header + events_frame(events, acknowledged)
 
     async def _in_thread(self, work: Callable[[], None]) -> None:
         if self._worker.busy:
@@ -143,10 +160,21 @@ class JournalFile:
             found = None
         if found is None:
             journal_id = uuid.uuid4().hex
-            self._replace(header_frame(journal_id, 0, 0, counts))
-            return JournalContents(journal_id, 0, 0, counts, length=self._size)
+            self._replace(self._whole_file(journal_id, (), 0, counts, 0))
+            return JournalContents(
+                journal_id, self._machine_boot_id, 0, 0, counts, length=self._size
+            )
         if found.length < len(data):
             log.warning("journal_torn", cut_off_bytes=len(data) - found.length)
+        if found.machine_boot_id != self._machine_boot_id:
+            found.xid_counts = counts
+            self._replace(
+                self._whole_file(
+                    found.journal_id, found.events, found.last_sequence, counts, found.acknowledged
+                )
+            )
+            found.length = self._size
+            return found
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         if found.length < len(data):
             os.ftruncate(self._file, found.length)
@@ -168,13 +196,13 @@ def _write_all(file: int, data: bytes) -> None:
 
 
 def open_journal(
-    directory: Path, *, bound: int = DEFAULT_BOUND
+    directory: Path, *, bound: int = DEFAULT_BOUND, machine_boot_id: str = ""
 ) -> tuple[EventJournal, JournalFile]:
     """Return the journal that `directory` holds, a new one in an empty directory, and its file.
 
     Raises OSError when the directory cannot be written or another agent uses it.
     """
-    file = JournalFile(directory)
+    file = JournalFile(directory, machine_boot_id=machine_boot_id)
     contents = file.contents
     window = EventWindow(
         contents.journal_id,

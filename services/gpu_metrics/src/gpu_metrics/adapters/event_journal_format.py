@@ -2,10 +2,10 @@
 
 The file is a row of frames: length and CRC-32 of the payload, four bytes each, then the payload,
 whose first byte says what it is. `H` is the header, JSON: the journal's id, the sequence before the
-first event, and what was known of XIDs once all events of the file's first writing were counted.
-`E` holds the events of one append, each a length, the driver's epoch and a `GpuEvent`, after the
-sequence that collectors had acknowledged by then. One append is one frame, so what a crash leaves
-half-written is the last frame alone.
+first event, the run of the machine, and the XIDs counted up to the newest event that the file began
+with. `E` holds the events of one append, each a length and a `GpuEvent`, after the sequence that
+collectors had acknowledged by then. One append is one frame, so what a crash leaves half-written is
+the last frame alone.
 """
 
 import json
@@ -25,7 +25,7 @@ __all__ = ["DamagedJournal", "JournalContents", "decode_journal", "events_frame"
 
 _FRAME = struct.Struct("<II")
 _EVENTS = struct.Struct("<cQ")
-_EVENT = struct.Struct("<IQ")
+_EVENT = struct.Struct("<I")
 # An append of the most events at once is far below; a larger length is damage.
 _MAXIMUM_PAYLOAD_BYTES = 64 * 1024 * 1024
 
@@ -36,9 +36,13 @@ class DamagedJournal(Exception):
 
 @dataclass(slots=True)
 class JournalContents:
-    """What a file holds; `length` bytes of it are whole frames."""
+    """What a file holds; `length` bytes of it are whole frames.
+
+    `xid_counts` are of the machine's run `machine_boot_id`.
+    """
 
     journal_id: str
+    machine_boot_id: str
     last_sequence: int
     counted_sequence: int
     xid_counts: XidCounts
@@ -48,26 +52,30 @@ class JournalContents:
 
 
 def header_frame(
-    journal_id: str, base_sequence: int, counted_sequence: int, counts: XidCounts
+    journal_id: str,
+    machine_boot_id: str,
+    base_sequence: int,
+    counted_sequence: int,
+    counts: XidCounts,
 ) -> bytes:
     """Return a header; `counts` hold after the event `counted_sequence`."""
     document = {
         "journal_id": journal_id,
+        "machine_boot_id": machine_boot_id,
         "base_sequence": base_sequence,
         "counted_sequence": counted_sequence,
         "xid_counts": [[gpu, xid, count] for (gpu, xid), count in counts.counts.items()],
-        "epochs": counts.epochs,
         "last_codes": counts.last_codes,
     }
     return _frame(b"H" + json.dumps(document).encode())
 
 
-def events_frame(events: Sequence[GpuEvent], epochs: Sequence[int], acknowledged: int) -> bytes:
-    """Return the events of one append, each with the driver's epoch it was seen in."""
+def events_frame(events: Sequence[GpuEvent], acknowledged: int) -> bytes:
+    """Return the events of one append."""
     parts = [_EVENTS.pack(b"E", acknowledged)]
-    for event, epoch in zip(events, epochs, strict=True):
+    for event in events:
         message = event_message(event).SerializeToString()
-        parts += (_EVENT.pack(len(message), epoch), message)
+        parts += (_EVENT.pack(len(message)), message)
     return _frame(b"".join(parts))
 
 
@@ -125,11 +133,11 @@ def _decode_header(payload: bytes) -> JournalContents:
     document = json.loads(payload[1:])
     return JournalContents(
         journal_id=str(document["journal_id"]),
+        machine_boot_id=str(document["machine_boot_id"]),
         last_sequence=int(document["base_sequence"]),
         counted_sequence=int(document["counted_sequence"]),
         xid_counts=XidCounts(
             counts={(str(gpu), int(xid)): int(count) for gpu, xid, count in document["xid_counts"]},
-            epochs={str(gpu): int(epoch) for gpu, epoch in document["epochs"].items()},
             last_codes={str(gpu): int(xid) for gpu, xid in document["last_codes"].items()},
         ),
     )
@@ -141,7 +149,7 @@ def _decode_events(payload: bytes, contents: JournalContents) -> None:
         raise ValueError("unknown frame")
     offset = _EVENTS.size
     while offset < len(payload):
-        length, epoch = _EVENT.unpack_from(payload, offset)
+        (length,) = _EVENT.unpack_from(payload, offset)
         offset += _EVENT.size
         message = events_pb2.GpuEvent.FromString(payload[offset : offset + length])
         offset += length
@@ -151,4 +159,4 @@ def _decode_events(payload: bytes, contents: JournalContents) -> None:
         contents.last_sequence = event.sequence
         contents.events.append(event)
         if event.sequence > contents.counted_sequence:
-            contents.xid_counts.observe(event.kind, event.gpu_uuid, event.xid, epoch)
+            contents.xid_counts.observe(event.kind, event.gpu_uuid, event.xid)

@@ -33,7 +33,7 @@ class Severity(Enum):
 class ObservedEvent:
     """What a source saw happen, before the journal gave it a number.
 
-    `driver_epoch` is that of the GPU's readings; XIDs are counted within it. 0 is an unknown one.
+    `driver_epoch` is that of the GPU's readings; 0 is an unknown one.
     """
 
     kind: GpuEventKind

@@ -11,21 +11,16 @@ __all__ = ["XidCounts"]
 class XidCounts:
     """Counts XIDs by GPU and code; a driver that was loaded anew starts from 0.
 
-    `epochs` and `last_codes` hold, by GPU, the driver's run that is counted and the newest code.
+    `last_codes` holds the newest code of each GPU.
     """
 
     counts: dict[tuple[str, int], int] = field(default_factory=dict)
-    epochs: dict[str, int] = field(default_factory=dict)
     last_codes: dict[str, int] = field(default_factory=dict)
 
-    def observe(self, kind: GpuEventKind, gpu_uuid: str, xid: int, driver_epoch: int) -> int:
+    def observe(self, kind: GpuEventKind, gpu_uuid: str, xid: int) -> int:
         """Take an event in and return the count of its code, 0 for one that is no XID."""
         if kind is GpuEventKind.DRIVER_RELOADED:
             self._forget(gpu_uuid)
-        if gpu_uuid and driver_epoch:
-            if self.epochs.get(gpu_uuid, driver_epoch) != driver_epoch:
-                self._forget(gpu_uuid)
-            self.epochs[gpu_uuid] = driver_epoch
         if kind is not GpuEventKind.XID:
             return 0
         count = self.counts.get((gpu_uuid, xid), 0) + 1
@@ -35,7 +30,7 @@ class XidCounts:
 
     def copy(self) -> "XidCounts":
         """Return the counts as they are now."""
-        return XidCounts(dict(self.counts), dict(self.epochs), dict(self.last_codes))
+        return XidCounts(dict(self.counts), dict(self.last_codes))
 
     def _forget(self, gpu_uuid: str) -> None:
         """Start anew for one GPU, for all when none is named."""
