@@ -169,9 +169,10 @@ async def test_what_is_not_known_is_said_and_not_guessed(tmp_path: Path) -> None
         "{",
         '{"Tasks": 5}',
         '{"Tasks": [5, {"Containers": [null, {"DockerId": 7}]}]}',
-        "[" * 100000,
-        '{"Tasks": "' + "x" * 10000000 + '"}',
+        "[" * 100_000,
+        '{"Tasks": "' + "x" * 10_000_000 + '"}',
     ],
+    ids=["empty", "list", "torn", "number", "holes", "deep", "large"],
 )
 async def test_an_ecs_agent_that_talks_nonsense_names_no_task(tmp_path: Path, page: str) -> None:
     in_container(tmp_path, 77)
@@ -216,7 +217,8 @@ async def test_ecs_is_asked_once_a_minute_and_soon_for_a_container_it_did_not_kn
 LISTENER = """\
 import socket, subprocess, sys
 listener = socket.create_server(("127.0.0.1", 0))
-child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+waiting = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+child = subprocess.Popen(waiting, stdin=subprocess.PIPE)
 print(listener.getsockname()[1], child.pid, flush=True)
 sys.stdin.read()
 child.stdin.close()
