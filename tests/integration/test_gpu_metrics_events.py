@@ -93,7 +93,9 @@ async def test_a_subscriber_gets_what_was_and_what_comes_and_another_goes_on_whe
         assert message.HasField("receive_time")
         position = events_pb2.JournalPosition(host_id="i-1", journal_id="j", sequence=2)
         assert await until_idle(watched(collector, positions=[position])) == [("i-1", "j", 3, 0)]
-        assert await until_idle(watched(collector, only_new=True)) == []
+        # Where it starts is told, so that it can go on from there elsewhere.
+        (start,) = await until_idle(watched(collector, only_new=True))
+        assert start == ("i-1", "j", 3, 0)
         assert await until_idle(watched(collector, host_id="i-2")) == []
 
 

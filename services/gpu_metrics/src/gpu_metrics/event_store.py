@@ -30,7 +30,7 @@ _TURN_EVENTS = 64
 
 @dataclass(frozen=True, slots=True)
 class FollowedEvent:
-    """One step of a subscription: an event, or only what was lost, or neither (a heartbeat)."""
+    """One step of a subscription: an event, or a position alone, or neither (a heartbeat)."""
 
     position: JournalPosition | None = None
     held: HeldEvent | None = None
@@ -105,16 +105,15 @@ class EventStore:
         """Yield what follows the positions, each journal in order, and heartbeats while idle.
 
         The first heartbeat comes as soon as all that was held at the start was sent. A journal
-        without a position starts at its beginning, or with `only_new` at its present end. Without
-        a host id all hosts are followed.
+        without a position starts at its beginning. With `only_new` one that is known starts at its
+        present end, which is told first. Without a host id all hosts are followed.
         """
-        cursors: dict[JournalKey, int] = {}
-        if only_new:
-            cursors.update(
-                ((each.host_id, each.journal_id), each.sequence)
-                for each in self._journals.positions()
-            )
-        cursors.update(((each.host_id, each.journal_id), each.sequence) for each in positions)
+        cursors = {(each.host_id, each.journal_id): each.sequence for each in positions}
+        for present in tuple(self._journals.positions()) if only_new else ():
+            key = (present.host_id, present.journal_id)
+            if key not in cursors and host_id in ("", present.host_id):
+                cursors[key] = present.sequence
+                yield FollowedEvent(present)
         seen, caught_up = 0, False
         while True:
             news = self._journals.changed_since(seen)
