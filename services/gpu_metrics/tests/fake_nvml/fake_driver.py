@@ -28,11 +28,8 @@ class CallCount:
 
 def build(directory: Path) -> Path:
     """Compile the library into `directory` and return its path; needs make and a C compiler."""
-    subprocess.run(
-        ["make", "--silent", "-C", str(Path(__file__).parent), f"OUTPUT={directory}"],  # noqa: S607  # whichever make is installed
-        check=True,
-        timeout=300,
-    )
+    command = ["make", "--silent", "-C", str(Path(__file__).parent), f"OUTPUT={directory}"]
+    subprocess.run(command, check=True, timeout=300)
     return directory / "libnvidia-ml.so.1"
 
 
@@ -48,6 +45,12 @@ class FakeDriver:
     def load(self) -> None:
         """Load the library into this process: whoever asks for it by name gets this one then."""
         ctypes.CDLL(str(self.library))
+
+    def own_calls(self, function: str) -> int:
+        """Return how often this process called a function of the library, since it was loaded."""
+        count = ctypes.CDLL(str(self.library)).fakeNvmlCallCount
+        count.restype = ctypes.c_ulonglong
+        return int(count(function.encode()))
 
     def environ(self) -> Mapping[str, str]:
         """Return what a process needs in its environment to find the library and the scenario."""

@@ -165,7 +165,10 @@ class NvmlDevice:
             figures["memory_utilization_permille"] = reason_of(code)
         self._put_memory(figures)
 
-        fields = (self._all_fields if slow else self._fast_fields).read(meter)
+        # After a failure nothing is kept, so that what is shown next was read after it.
+        slow = slow or not self._kept
+        batch = self._all_fields if slow else self._fast_fields
+        fields = batch.read(meter)
         for figure in _FIELD_FIGURES:
             value = fields[figure].value
             if value is _UNSUPPORTED and figure in self._instead:
@@ -182,6 +185,10 @@ class NvmlDevice:
         figures.update(self._kept)
         if rings:
             self._drain_rings(figures)
+        if batch.failed is not None:
+            figures.update(dict.fromkeys(self._kept, batch.failed))
+            self._kept.clear()
+            self._peak = batch.failed
         figures["peak_utilization_permille"] = self._peak
         if slow:
             self.processes.read(meter)
@@ -234,10 +241,6 @@ class NvmlDevice:
     def _drain_rings(self, figures: dict[str, CountReading]) -> None:
         now = time.time_ns() // 1000
         for figure, ring in self.rings.items():
-            highest = ring.drain(self._meter, now)
+            highest = ring.drain(self._meter, now, figures[figure])
             if figure == "utilization_permille":
                 self._peak = highest
-            momentary = figures[figure]
-            # An empty ring leaves the momentary value, and the missing peak tells that it is one.
-            if isinstance(highest, MissingReason) and not isinstance(momentary, MissingReason):
-                ring.samples.append((now, momentary))

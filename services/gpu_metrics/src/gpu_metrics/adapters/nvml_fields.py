@@ -68,9 +68,10 @@ def _decode(value_type: int, raw: int) -> CountReading:
 
 
 class FieldBatch:
-    """Some fields of one device, read together."""
+    """Some fields of one device, read together; `failed` is why the last call gave none at all."""
 
     def __init__(self, library: NvmlLibrary, handle: Any, fields: dict[str, int]) -> None:
+        self.failed: MissingReason | None = None
         self._names: Sequence[str] = tuple(fields)
         self._values = (pynvml.c_nvmlFieldValue_t * len(fields))()
         for value, field in zip(self._values, fields.values(), strict=True):
@@ -83,8 +84,9 @@ class FieldBatch:
     def read(self, meter: CallMeter) -> dict[str, FieldValue]:
         """Return each field, a value or the reason it is missing."""
         code = meter.run(self._call)
-        if code != pynvml.NVML_SUCCESS:
-            return dict.fromkeys(self._names, FieldValue(reason_of(code), 0))
+        self.failed = None if code == pynvml.NVML_SUCCESS else reason_of(code)
+        if self.failed is not None:
+            return dict.fromkeys(self._names, FieldValue(self.failed, 0))
         return {
             name: FieldValue(_read(value_type, status, raw), timestamp)
             for name, (_, _, timestamp, _, value_type, status, raw) in zip(

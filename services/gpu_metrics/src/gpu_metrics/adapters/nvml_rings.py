@@ -13,7 +13,7 @@ from typing import Any
 import pynvml
 
 from gpu_metrics.adapters.nvml_library import CallMeter, NvmlLibrary, reason_of
-from gpu_metrics.domain.readings import MissingReason
+from gpu_metrics.domain.readings import CountReading, MissingReason
 from gpu_metrics.domain.samples import FleetMetric
 
 __all__ = ["MAXIMUM_SAMPLES", "SampleRing"]
@@ -76,7 +76,7 @@ class SampleRing:
             buffer,
         )
 
-    def open(self, meter: CallMeter) -> None:
+    def _open(self, meter: CallMeter) -> None:
         """Find out how large the ring is, and pass over what it holds already."""
         code = meter.run(self._call)
         if code != pynvml.NVML_SUCCESS:
@@ -88,16 +88,25 @@ class SampleRing:
         self._call = self._prepare(buffer)
         self._read(meter)
 
-    def drain(self, meter: CallMeter, now_microseconds: int) -> int | MissingReason:
+    def drain(
+        self, meter: CallMeter, now_microseconds: int, momentary: CountReading
+    ) -> CountReading:
         """Take the samples since the last time; return the highest, or why there is none.
 
-        The reason is STALE when the ring holds nothing newer, as happens on an idle GPU.
+        The reason is STALE when the ring holds nothing newer, as happens on an idle GPU. Without
+        samples the momentary value is the only one, and the missing highest tells that it is.
         """
+        highest = self._drain(meter, now_microseconds)
+        if isinstance(highest, MissingReason) and not isinstance(momentary, MissingReason):
+            self.samples.append((now_microseconds, momentary))
+        return highest
+
+    def _drain(self, meter: CallMeter, now_microseconds: int) -> CountReading:
+        if self._capacity == 0 and not self._unsupported:
+            self._open(meter)
+            return MissingReason.UNSUPPORTED if self._unsupported else MissingReason.STALE
         if self._unsupported:
             return MissingReason.UNSUPPORTED
-        if self._capacity == 0:
-            self.open(meter)
-            return MissingReason.STALE
         if self._last_seen.value > now_microseconds + _SECOND:
             # The clock was set back; what is newer by it would be taken for old.
             self._last_seen.value = now_microseconds - _SECOND
