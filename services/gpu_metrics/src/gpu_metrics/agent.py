@@ -162,14 +162,15 @@ class Agent:
         """Take what a source sees; the next event is asked for once the one before is safe."""
         while True:
             event = await source.next_event()
+            (written,) = await self._journal.append([event])
             log.warning(
                 "gpu_event",
+                sequence=written.sequence,
                 kind=event.kind.name,
                 gpu_uuid=event.gpu_uuid,
                 xid=event.xid or None,
                 description=event.description,
             )
-            await self._journal.append([event])
             if event.kind is GpuEventKind.DRIVER_MISMATCH:
                 self._mismatch_written.set()
 
