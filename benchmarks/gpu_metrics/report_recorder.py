@@ -1,0 +1,93 @@
+"""A collector's end that acknowledges reports and keeps what they weigh and say."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+
+from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc, samples_pb2
+
+__all__ = ["Reading", "Recorder", "recorder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One GPU in one report: when it came, and what is drawn from it."""
+
+    received_at: float
+    index: int
+    memory_used_bytes: int | None
+    hung: bool
+
+
+@dataclass(slots=True)
+class Recorder(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
+    """What came, by GPU; times are of the wall clock, which the driver's bursts go by."""
+
+    readings: list[Reading] = field(default_factory=list)
+    utilization: list[tuple[int, float, float]] = field(default_factory=list)
+    """GPU, moment, and share of 1 of each sample of utilisation."""
+    report_bytes: list[int] = field(default_factory=list)
+    samples: int = 0
+    cost: samples_pb2.AgentCost | None = None
+
+    async def StreamReports(  # noqa: N802  # the method's name in the protocol
+        self, request_iterator: AsyncIterator[gpu_metrics_pb2.StreamReportsRequest], context: Any
+    ) -> AsyncIterator[gpu_metrics_pb2.StreamReportsResponse]:
+        """Keep and acknowledge every report."""
+        sequence = events = 0
+        async for report in request_iterator:
+            if report.events:
+                events = max(event.sequence for event in report.events)
+            if not report.events_only:
+                sequence = report.sequence
+                self._keep(report)
+            yield gpu_metrics_pb2.StreamReportsResponse(
+                boot_id=report.boot_id,
+                acknowledged_sequence=sequence,
+                journal_id=report.journal_id,
+                acknowledged_event_sequence=events,
+            )
+
+    def _keep(self, report: gpu_metrics_pb2.StreamReportsRequest) -> None:
+        now = time.time()
+        self.report_bytes.append(report.ByteSize())
+        if report.HasField("cost"):
+            self.cost = report.cost
+        for gpu in report.gpus:
+            known = gpu.HasField("memory_used_bytes")
+            hung = any(
+                each.reason in (fleet_pb2.MISSING_REASON_HUNG, fleet_pb2.MISSING_REASON_TIMEOUT)
+                for each in gpu.missing
+            )
+            self.readings.append(
+                Reading(now, gpu.index, gpu.memory_used_bytes if known else None, hung)
+            )
+        taken_at = report.sample_time.ToMicroseconds()
+        for series in report.series:
+            self.samples += len(series.values)
+            if series.metric != samples_pb2.FLEET_METRIC_GPU_UTILIZATION_PERMILLE:
+                continue
+            moment = taken_at
+            for number, (offset, value) in enumerate(
+                zip(series.offset_microseconds, series.values, strict=True)
+            ):
+                # The first offset is before the report's time, each further one after the last.
+                moment = taken_at - offset if number == 0 else moment + offset
+                self.utilization.append((series.gpu_index, moment / 1e6, value / 1000))
+
+
+@asynccontextmanager
+async def recorder() -> AsyncIterator[tuple[Recorder, str]]:
+    """Serve a recorder on loopback and yield it with its address."""
+    server, kept = grpc.aio.server(), Recorder()
+    gpu_metrics_pb2_grpc.add_GpuReportServiceServicer_to_server(kept, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield kept, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0.5)
