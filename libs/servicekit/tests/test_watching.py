@@ -166,3 +166,67 @@ async def test_closing_the_generator_ends_the_call() -> None:
     await anext(messages)
     await messages.aclose()
     assert server.open == 0
+
+
+class WatchingSeveral(Watching):
+    """Consumes a watch of several servers."""
+
+    def __init__(
+        self, servers: list[Server], clock: FakeClock, on_reset: Callable[[], None] | None = None
+    ) -> None:
+        self.seen = []
+        self._messages = watch(
+            [server.stream for server in servers],
+            token_of=lambda message: message,
+            clock=clock,
+            name="test",
+            on_reset=on_reset,
+            jitter=Steady(),
+            idle_timeout_seconds=2,
+        )
+        self.task = asyncio.create_task(self._consume())
+
+
+async def test_a_stream_that_fails_goes_on_at_the_next_server_at_once_and_from_the_start() -> None:
+    clock, resets = FakeClock(), []
+    lost = Server(["a1", grpc.StatusCode.UNAVAILABLE])
+    other = Server(["b1", None])
+    async with WatchingSeveral([lost, other], clock, lambda: resets.append(1)) as watching:
+        await clock.settle()
+        assert watching.seen == ["a1", "b1"]
+        assert other.tokens == [""]
+        assert resets == [1]
+
+
+async def test_a_server_that_falls_silent_is_left_for_the_next() -> None:
+    clock = FakeClock()
+    silent, other = Server(["a1", None]), Server(["b1", None])
+    async with WatchingSeveral([silent, other], clock) as watching:
+        await clock.settle()
+        await clock.advance(2.1)
+        assert watching.seen == ["a1", "b1"]
+        assert silent.open == 0
+
+
+async def test_a_token_that_is_too_old_is_dropped_where_it_was_given() -> None:
+    clock = FakeClock()
+    forgetful, other = Server(["a1", grpc.StatusCode.OUT_OF_RANGE], ["a2", None]), Server()
+    async with WatchingSeveral([forgetful, other], clock) as watching:
+        await clock.settle()
+        await clock.advance(0.3)
+        assert watching.seen == ["a1", "a2"]
+        assert forgetful.tokens == ["", ""]
+        assert other.tokens == []
+
+
+async def test_pauses_come_only_after_every_server_failed() -> None:
+    clock = FakeClock()
+    away = [grpc.StatusCode.UNAVAILABLE]
+    one, two = Server(list(away), list(away), ["a", None]), Server(list(away), list(away))
+    async with WatchingSeveral([one, two], clock) as watching:
+        await clock.settle()
+        assert (len(one.tokens), len(two.tokens)) == (1, 1)
+        await clock.advance(0.2)
+        assert (len(one.tokens), len(two.tokens)) == (2, 2)
+        await clock.advance(0.4)
+        assert watching.seen == ["a"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -22,7 +22,7 @@ M = TypeVar("M")
 
 
 async def watch(
-    open_stream: Callable[[str], AsyncIterable[M]],
+    open_stream: Callable[[str], AsyncIterable[M]] | Sequence[Callable[[str], AsyncIterable[M]]],
     *,
     token_of: Callable[[M], str],
     clock: Clock,
@@ -39,23 +39,30 @@ async def watch(
     cancelled, or the generator is closed (`contextlib.aclosing` does so after a `break`).
 
     Args:
-        open_stream: opens the stream after a resume token (empty: from the start).
+        open_stream: opens the stream after a resume token (empty: from the start). Of several, at
+            servers that each hold the whole, one is watched at a time: a stream that fails or falls
+            silent is opened at the next at once, from the start, as tokens of one server mean
+            nothing to another. Pauses come only after all of them failed.
         token_of: the resume token of a message.
         clock: measures the pauses between tries and the silence of a stream.
         name: names the stream in logs.
         first_backoff_seconds: pause after the first failure; doubles up to the maximum.
         maximum_backoff_seconds: longest pause.
         idle_timeout_seconds: a stream silent for longer is opened again.
-        on_reset: called when the server no longer knows the token and the stream starts over.
+        on_reset: called when the stream starts over: the server no longer knows the token, or
+            another one is asked.
         jitter: randomness of the pauses.
     """
     # Pauses differ between clients so that they do not come back all at once; not a secret.
     jitter = jitter or random.Random()  # noqa: S311  # see above
+    places = (open_stream,) if callable(open_stream) else tuple(open_stream)
+    place = 0
     token = ""
     failures = 0
     while True:
+        starts_over = False
         try:
-            messages = _until_idle(open_stream(token), clock, idle_timeout_seconds)
+            messages = _until_idle(places[place](token), clock, idle_timeout_seconds)
             async with aclosing(messages):
                 async for message in messages:
                     failures = 0
@@ -65,16 +72,24 @@ async def watch(
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.OUT_OF_RANGE and token:
                 log.info("watch_starts_over", stream=name)
-                token = ""
-                if on_reset is not None:
-                    on_reset()
+                starts_over = True
             else:
                 log.warning("watch_interrupted", stream=name, code=error.code().name)
         except _Idle:
             log.warning("watch_idle", stream=name, idle_seconds=idle_timeout_seconds)
-        pause = min(maximum_backoff_seconds, first_backoff_seconds * 2**failures)
-        failures = min(failures + 1, 16)
-        await clock.sleep(pause * jitter.uniform(0.5, 1.0))
+        failures += 1
+        if len(places) > 1 and not starts_over:
+            place = (place + 1) % len(places)
+            log.info("watch_moves_on", stream=name, place=place)
+            starts_over = bool(token)
+        if starts_over:
+            token = ""
+            if on_reset is not None:
+                on_reset()
+        if failures % len(places) == 0:
+            rounds = min(failures // len(places) - 1, 16)
+            pause = min(maximum_backoff_seconds, first_backoff_seconds * 2**rounds)
+            await clock.sleep(pause * jitter.uniform(0.5, 1.0))
 
 
 class _Idle(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AsyncExitStack
 from uuid import UUID
 
 from ai_router.adapters.collector_fleet import CollectorFleetSource
@@ -57,18 +58,20 @@ async def main(settings: AiRouterSettings, runtime: ServiceRuntime) -> None:
         servicer,
         ai_router_pb2.DESCRIPTOR.services_by_name["AiRouterService"],
     )
-    async with (
-        client,
-        open_channel(settings.collector_address, settings.channel) as channel,
-    ):
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(client)
         source: FleetSource
         if settings.static_servers:
             source = StaticFleetSource(settings.static_fleet(), runtime.clock)
         else:
+            stubs = [
+                gpu_metrics_pb2_grpc.GpuMetricsServiceStub(
+                    await stack.enter_async_context(open_channel(address, settings.channel))
+                )
+                for address in settings.collector_addresses
+            ]
             source = CollectorFleetSource(
-                gpu_metrics_pb2_grpc.GpuMetricsServiceStub(channel),
-                runtime.clock,
-                random=runtime.random,
+                stubs[0], runtime.clock, further=stubs[1:], random=runtime.random
             )
         await runtime.serve(
             [registration],

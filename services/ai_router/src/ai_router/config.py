@@ -180,10 +180,10 @@ class AiRouterSettings:
     router_id: str = setting(
         "AI_ROUTER_ID", default="", help="name of this router task; empty makes one up at start"
     )
-    collector_address: str = setting(
+    collector_addresses: tuple[str, ...] = setting(
         "AI_ROUTER_COLLECTOR_ADDRESS",
-        default="127.0.0.1:50061",
-        help="host:port of the metrics collector, whose fleet feed is the discovery",
+        default=("127.0.0.1:50061",),
+        help="host:port of every metrics collector, comma-separated; one at a time is followed",
     )
     static_servers: tuple[str, ...] = setting(
         "AI_ROUTER_STATIC_SERVERS",

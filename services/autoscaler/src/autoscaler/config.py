@@ -334,8 +334,10 @@ class AutoscalerSettings:
         help="postgresql://user:password@host:port/database",
         secret=True,
     )
-    collector: str = setting(
-        "AUTOSCALER_COLLECTOR", default="127.0.0.1:50061", help="gpu_metrics collector, host:port"
+    collectors: tuple[str, ...] = setting(
+        "AUTOSCALER_COLLECTOR",
+        default=("127.0.0.1:50061",),
+        help="host:port of every gpu_metrics collector, comma-separated; one at a time is followed",
     )
     routers: tuple[str, ...] = setting(
         "AUTOSCALER_ROUTERS",

@@ -89,14 +89,15 @@ async def open_autoscaler(
                 timeout_seconds=settings.cloud.timeout_seconds,
             )
         )
-        collector = await stack.enter_async_context(
-            open_channel(settings.collector, settings.channel)
-        )
+        collectors = [
+            await stack.enter_async_context(open_channel(target, settings.channel))
+            for target in settings.collectors
+        ]
         routers = {
             target: await stack.enter_async_context(open_channel(target, settings.channel))
             for target in settings.routers
         }
-        fleet = WatchedFleet(collector, clock=clock, jitter=rng)
+        fleet = WatchedFleet(collectors[0], clock=clock, jitter=rng, further=collectors[1:])
         demand = WatchedDemand(
             routers,
             clock=clock,

@@ -51,7 +51,7 @@ class CollectorSettings:
     )
     heartbeat_seconds: float = setting(
         "GPU_METRICS_HEARTBEAT_SECONDS",
-        default=5.0,
+        default=0.5,
         minimum=0.1,
         maximum=10,
         help="longest silence of a WatchFleet stream",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from functools import partial
 from random import Random
 
 import structlog
@@ -34,8 +35,17 @@ _READINESS = {
 }
 
 
+# A collector says something every second and a half at the least. With another one to turn to, two
+# seconds of silence are enough to do so.
+_SILENCE_SECONDS = 15.0
+_SILENCE_BEFORE_NEXT_SECONDS = 2.0
+
+
 class CollectorFleetSource:
     """Watches a collector for ever; while it is away, nothing is yielded and the last view stands.
+
+    With `further` collectors the next takes its place as soon as it fails or falls silent; each
+    holds the whole fleet.
 
     A collector that was restarted knows only the hosts that have reported since. Hosts that its
     first snapshot lacks are therefore kept for `grace_seconds`; one that the collector itself says
@@ -48,10 +58,11 @@ class CollectorFleetSource:
         clock: Clock,
         *,
         random: Random,
+        further: Sequence[gpu_metrics_pb2_grpc.GpuMetricsServiceAsyncStub] = (),
         minimum_interval_seconds: float = 0.5,
         grace_seconds: float = 20.0,
     ) -> None:
-        self._stub = stub
+        self._stubs = (stub, *further)
         self._clock = clock
         self._random = random
         self._interval = Duration()
@@ -64,19 +75,25 @@ class CollectorFleetSource:
     async def views(self) -> AsyncIterator[FleetView | None]:
         """Yields the whole fleet at each change, None when it is known to be unchanged."""
         messages = watch(
-            lambda token: self._stub.WatchFleet(
-                gpu_metrics_pb2.WatchFleetRequest(
-                    resume_token=token, minimum_interval=self._interval
-                )
-            ),
+            [partial(self._open, stub) for stub in self._stubs],
             token_of=lambda message: message.resume_token,
             clock=self._clock,
             name="fleet",
+            idle_timeout_seconds=(
+                _SILENCE_SECONDS if len(self._stubs) == 1 else _SILENCE_BEFORE_NEXT_SECONDS
+            ),
             jitter=self._random,
         )
         async for message in messages:
             changed = self._take(message)
             yield self._view() if changed else None
+
+    def _open(
+        self, stub: gpu_metrics_pb2_grpc.GpuMetricsServiceAsyncStub, token: str
+    ) -> AsyncIterable[gpu_metrics_pb2.WatchFleetResponse]:
+        return stub.WatchFleet(
+            gpu_metrics_pb2.WatchFleetRequest(resume_token=token, minimum_interval=self._interval)
+        )
 
     def _take(self, message: gpu_metrics_pb2.WatchFleetResponse) -> bool:
         now = self._clock.monotonic()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, Iterable, Sequence
+from functools import partial
 
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
@@ -19,8 +20,18 @@ from servicekit.watching import watch
 __all__ = ["WatchedFleet"]
 
 
+# A collector says something every second and a half at the least. With another one to turn to, two
+# seconds of silence are enough to do so.
+_SILENCE_SECONDS = 15.0
+_SILENCE_BEFORE_NEXT_SECONDS = 2.0
+
+
 class WatchedFleet:
-    """The fleet as the collector last told it; `run` keeps it current."""
+    """The fleet as the collector last told it; `run` keeps it current.
+
+    With `further` channels to collectors, each of which holds the whole fleet, the next takes the
+    place of one that fails or falls silent.
+    """
 
     def __init__(
         self,
@@ -28,14 +39,19 @@ class WatchedFleet:
         *,
         clock: Clock,
         jitter: random.Random,
+        further: Sequence[grpc.aio.Channel] = (),
         interval_seconds: float = 1.0,
-        idle_timeout_seconds: float = 15.0,
+        idle_timeout_seconds: float | None = None,
     ) -> None:
-        self._stub = gpu_metrics_pb2_grpc.GpuMetricsServiceStub(channel)
+        self._stubs = [
+            gpu_metrics_pb2_grpc.GpuMetricsServiceStub(each) for each in (channel, *further)
+        ]
         self._clock = clock
         self._jitter = jitter
         self._interval = Duration()
         self._interval.FromNanoseconds(round(interval_seconds * 1e9))
+        if idle_timeout_seconds is None:
+            idle_timeout_seconds = _SILENCE_BEFORE_NEXT_SECONDS if further else _SILENCE_SECONDS
         self._idle_timeout_seconds = idle_timeout_seconds
         self._hosts: dict[str, FleetHost] = {}
         self._tiers: dict[Tier, FleetTier] = {}
@@ -51,7 +67,7 @@ class WatchedFleet:
     async def run(self) -> None:
         """Watch until cancelled."""
         async for message in watch(
-            self._open,
+            [partial(self._open, stub) for stub in self._stubs],
             token_of=lambda m: m.resume_token,
             clock=self._clock,
             name="fleet",
@@ -76,8 +92,10 @@ class WatchedFleet:
             self._tiers = _tiers(message.delta.tiers)
         self._received_at = self._clock.monotonic()
 
-    def _open(self, token: str) -> AsyncIterable[gpu_metrics_pb2.WatchFleetResponse]:
-        return self._stub.WatchFleet(
+    def _open(
+        self, stub: gpu_metrics_pb2_grpc.GpuMetricsServiceAsyncStub, token: str
+    ) -> AsyncIterable[gpu_metrics_pb2.WatchFleetResponse]:
+        return stub.WatchFleet(
             gpu_metrics_pb2.WatchFleetRequest(resume_token=token, minimum_interval=self._interval)
         )
 

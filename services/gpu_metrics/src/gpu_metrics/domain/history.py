@@ -128,7 +128,8 @@ class History:
             start = 0
             for second, same in groupby(each.seconds):
                 end = start + len(tuple(same))
-                rows.setdefault((each.gpu_index, second), {})[column] = each.values[start:end]
+                row = rows.setdefault((each.gpu_index, second), {})
+                row[column] = (*row.get(column, ()), *each.values[start:end])
                 start = end
         for (gpu_index, second), columns in rows.items():
             track = self._track(host.gpus[gpu_index])
