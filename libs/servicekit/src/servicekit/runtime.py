@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 import uvloop
@@ -17,9 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from servicekit.clock import Clock, SystemClock
-from servicekit.server import RpcServer, ServerSettings, ServiceRegistration
 from servicekit.settings import SettingsError, describe_settings, load_settings
 from servicekit.telemetry import Telemetry, TelemetrySettings, configure_logging
+
+if TYPE_CHECKING:
+    from servicekit.server import ServerSettings, ServiceRegistration
 
 __all__ = ["ServiceRuntime", "run_service"]
 
@@ -75,6 +77,9 @@ class ServiceRuntime:
         cancelled. A task that raises ends the service in the same order, the other tasks at work
         until the calls under way are done, and then with its error; one that returns is done.
         """
+        # A process that serves nothing, such as an agent, saves the 12 MB that serving takes.
+        from servicekit.server import RpcServer  # noqa: PLC0415  # see above
+
         server = RpcServer(
             registrations,
             settings,
@@ -209,10 +214,14 @@ def _find(settings: Any, wanted: type[TelemetrySettings]) -> TelemetrySettings:
 
 
 def _refuse_bad_servers(settings: Any) -> None:
+    serving = sys.modules.get("servicekit.server")
+    if serving is None:
+        # Nobody can have declared the settings of a server.
+        return
     problems: list[str] = []
     for name in getattr(settings, "__dataclass_fields__", {}):
         value = getattr(settings, name)
-        if isinstance(value, ServerSettings):
+        if isinstance(value, serving.ServerSettings):
             problems.extend(value.problems())
     if problems:
         raise SettingsError(problems)
