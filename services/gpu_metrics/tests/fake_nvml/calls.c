@@ -31,6 +31,7 @@ struct record {
     char function[48];
     _Atomic unsigned long long calls;
     _Atomic unsigned long long nanoseconds;
+    _Atomic unsigned long long processor_nanoseconds;
 };
 
 static struct record own_records[CALLS];
@@ -65,9 +66,9 @@ unsigned long long fakeNvmlCallCount(const char *function) {
     return 0;
 }
 
-static long long nanoseconds(void) {
+static long long nanoseconds(clockid_t clock) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    clock_gettime(clock, &now);
     return now.tv_sec * 1000000000ll + now.tv_nsec;
 }
 
@@ -113,7 +114,8 @@ static int settle(struct answer *answer, const char *function, const char *short
 }
 
 static int prepare(struct answer *answer, enum call call, unsigned int index) {
-    *answer = (struct answer){.index = index, .call = call, .began = nanoseconds()};
+    *answer = (struct answer){.index = index, .call = call, .began = nanoseconds(CLOCK_MONOTONIC)};
+    answer->processor_began = nanoseconds(CLOCK_THREAD_CPUTIME_ID);
     pthread_once(&opened, open_records);
     atomic_fetch_add(&records[call].calls, 1);
     take_scenario(answer);
@@ -159,6 +161,9 @@ int begin_part(struct answer *answer, const char *part) {
 
 int end(struct answer *answer, int code) {
     if (answer->scenario) release(answer->scenario);
-    atomic_fetch_add(&records[answer->call].nanoseconds, (unsigned long long)(nanoseconds() - answer->began));
+    struct record *record = &records[answer->call];
+    atomic_fetch_add(&record->nanoseconds, (unsigned long long)(nanoseconds(CLOCK_MONOTONIC) - answer->began));
+    atomic_fetch_add(&record->processor_nanoseconds,
+                     (unsigned long long)(nanoseconds(CLOCK_THREAD_CPUTIME_ID) - answer->processor_began));
     return code;
 }

@@ -15,15 +15,16 @@ from pathlib import Path
 
 __all__ = ["CallCount", "FakeDriver", "build"]
 
-_RECORD = struct.Struct("<48sQQ")
+_RECORD = struct.Struct("<48sQQQ")
 
 
 @dataclass(frozen=True, slots=True)
 class CallCount:
-    """How often a function was called, and how long the calls took in all."""
+    """How often a function was called, how long the calls took in all, and of it on a processor."""
 
     calls: int
     seconds: float
+    processor_seconds: float
 
 
 def build(directory: Path) -> Path:
@@ -76,7 +77,7 @@ class FakeDriver:
         if not self.counts_path.exists():
             return {}
         return {
-            name.rstrip(b"\0").decode(): CallCount(calls, nanoseconds / 1e9)
-            for name, calls, nanoseconds in _RECORD.iter_unpack(self.counts_path.read_bytes())
+            name.rstrip(b"\0").decode(): CallCount(calls, nanoseconds / 1e9, processor / 1e9)
+            for name, calls, nanoseconds, processor in _RECORD.iter_unpack(self.counts_path.read_bytes())
             if calls
         }

@@ -139,7 +139,7 @@ struct answer {
     struct gpu *gpu;
     unsigned int index;
     enum call call;
-    long long began;
+    long long began, processor_began;
     long long now;
 };
 
