@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gamekeeper.cli.failures import EXIT_USAGE
+from gamekeeper.cli.fleet_alerts import alerts, show_events
 from gamekeeper.cli.fleet_history import show_history
 from gamekeeper.cli.fleet_table import FleetSort, ShownFleet, throttling
 from gamekeeper.cli.session import (
@@ -35,6 +36,8 @@ from servicekit.watching import watch as watch_stream
 __all__ = ["gpus"]
 
 gpus = typer.Typer(invoke_without_command=True)
+gpus.add_typer(alerts, name="alerts")
+gpus.command("events")(show_events)
 
 _REFRESHES_PER_SECOND = 2
 _MEBIBYTE = 2**20

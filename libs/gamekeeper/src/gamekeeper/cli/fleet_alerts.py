@@ -1,0 +1,284 @@
+"""Commands about what needs attention in the fleet, and what happened to its GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import grpc.aio
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from gamekeeper.call_errors import CallFailed
+from gamekeeper.cli.session import (
+    DEFAULT_TIMEOUT_SECONDS,
+    GrpcurlOption,
+    OutputFormat,
+    OutputOption,
+    Session,
+    TimeoutOption,
+    message_json,
+)
+from gamekeeper.cli.wording import enum_words, moment
+from gamekeeper.gpu_events import GpuEventNotice, watch_gpu_events
+from gaming.gpu_metrics.v1 import alerts_pb2, events_pb2
+
+__all__ = ["alerts", "show_events"]
+
+_STREAM_SECONDS = 24 * 3600.0
+_COLOURS = {
+    events_pb2.SEVERITY_CRITICAL: "red",
+    events_pb2.SEVERITY_WARNING: "yellow",
+}
+
+HostOption = Annotated[str, typer.Option("--host", metavar="HOST_ID", help="Only this host.")]
+WatchOption = Annotated[
+    bool, typer.Option("--watch", "-w", help="Go on with what comes, until Ctrl-C.")
+]
+
+alerts = typer.Typer(invoke_without_command=True, help="What needs attention, the gravest first.")
+
+
+@alerts.callback()
+def show_alerts(
+    context: typer.Context,
+    *,
+    host: HostOption = "",
+    ended: Annotated[
+        bool, typer.Option("--ended", help="Also those that ended, as far as remembered.")
+    ] = False,
+    watch: WatchOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+    grpcurl: GrpcurlOption = False,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Shows what needs attention in the fleet, with the runbook of each.
+
+    Examples:
+      gamekeeper gpus alerts --watch
+
+      gamekeeper gpus alerts -o json | jq '.alerts[].runbookUrl'
+    """
+    if context.invoked_subcommand is not None:
+        return
+    session = Session.of(context, output, grpcurl, timeout)
+    if watch:
+        _watch_alerts(session, host)
+        return
+    request = alerts_pb2.ListAlertsRequest(include_cleared=ended, host_id=host, page_size=1000)
+
+    def render(answer: alerts_pb2.ListAlertsResponse) -> None:
+        if not answer.alerts:
+            session.console.print("Nothing needs attention.")
+            return
+        table = _alert_table()
+        for alert in answer.alerts:
+            table.add_row(*_alert_row(alert))
+        session.console.print(table)
+        for url in sorted({alert.runbook_url for alert in answer.alerts}):
+            session.console.print(f"runbook: {url}", markup=False, soft_wrap=True)
+        if answer.next_page_token:
+            session.console.print("There are more; --host shows those of one host.")
+
+    session.show("gpu_metrics", "ListAlerts", request, render)
+
+
+@alerts.command("ack")
+def acknowledge(
+    context: typer.Context,
+    *,
+    alert_id: Annotated[str, typer.Argument(metavar="ID", help="As `gpus alerts` shows it.")],
+    note: Annotated[str, typer.Option(help="What you are doing, for others to read.")] = "",
+    output: OutputOption = OutputFormat.TABLE,
+    grpcurl: GrpcurlOption = False,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Notes that you look after an alert. It stands until its condition ends.
+
+    A collector keeps that note itself: where two run side by side, tell both (--gpu-metrics); the
+    id is the same.
+
+    Examples:
+      gamekeeper gpus alerts ack gpu-lost-3f9a0c61d2e4b7a85f10 --note "replacing the instance"
+    """
+    session = Session.of(context, output, grpcurl, timeout)
+    request = alerts_pb2.AcknowledgeAlertRequest(alert_id=alert_id, note=note)
+
+    def render(answer: alerts_pb2.AcknowledgeAlertResponse) -> None:
+        alert = answer.alert
+        session.console.print(
+            f"{alert.alert_id}: {alert.acknowledged_by} since {moment(alert.acknowledge_time)}",
+            markup=False,
+            soft_wrap=True,
+        )
+
+    session.show("gpu_metrics", "AcknowledgeAlert", request, render)
+
+
+def show_events(
+    context: typer.Context,
+    *,
+    host: HostOption = "",
+    watch: WatchOption = False,
+    output: OutputOption = OutputFormat.TABLE,
+    grpcurl: GrpcurlOption = False,
+    timeout: TimeoutOption = DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Shows what happened to GPUs and hosts: XID errors, GPUs lost and back, Spot notices.
+
+    With -o json, prints one JSON object per line. With --watch, only what happens from now on, each
+    event once, also when the collector is started anew meanwhile.
+
+    Examples:
+      gamekeeper gpus events --host i-0abc
+
+      gamekeeper gpus events --watch -o json | jq .event.xid
+    """
+    session = Session.of(context, output, grpcurl, timeout)
+    request = events_pb2.WatchGpuEventsRequest(host_id=host, only_new=watch)
+    if session.grpcurl:
+        session.print_grpcurl("gpu_metrics", "WatchGpuEvents", request)
+        return
+    if watch:
+        # So that an address that is wrong is said, rather than tried for ever.
+        session.call("gpu_metrics", "ListAlerts", alerts_pb2.ListAlertsRequest(page_size=1))
+        session.run("gpu_metrics", _follow_events(session, host))
+        return
+    table = _event_table()
+
+    def hear(message: events_pb2.WatchGpuEventsResponse) -> None:
+        if not message.HasField("event"):
+            return
+        if session.as_json:
+            session.emit_json(message_json(message), one_line=True)
+        else:
+            table.add_row(*_event_row(message.position.host_id, message.event))
+
+    session.stream("gpu_metrics", lambda stub: _held(stub, request, timeout), hear)
+    if not session.as_json:
+        session.console.print(table if table.row_count else "Nothing happened, or nobody tells.")
+
+
+async def _held(
+    stub: Any, request: events_pb2.WatchGpuEventsRequest, timeout_seconds: float
+) -> AsyncIterator[events_pb2.WatchGpuEventsResponse]:
+    """Yields what the collector holds; its first heartbeat says that this was all."""
+    call = stub.WatchGpuEvents(request, timeout=timeout_seconds)
+    try:
+        async for message in call:
+            if not message.HasField("position"):
+                return
+            yield message
+    finally:
+        call.cancel()
+
+
+async def _follow_events(session: Session, host_id: str) -> None:
+    notices = watch_gpu_events(
+        [session.addresses.of("gpu_metrics")],
+        host_id=host_id,
+        only_new=True,
+        settings=session.channel,
+    )
+    try:
+        async with aclosing(notices):
+            async for notice in notices:
+                _tell(session, notice)
+    except CallFailed as failure:
+        if isinstance(failure.__cause__, grpc.aio.AioRpcError):
+            raise failure.__cause__ from None
+        raise
+
+
+def _tell(session: Session, notice: GpuEventNotice) -> None:
+    if notice.lost_events:
+        lost = f"{notice.host_id}: {notice.lost_events} events before this one are lost"
+        typer.echo(lost, err=True)
+    if notice.event is None:
+        return
+    if session.as_json:
+        session.emit_json(
+            {"hostId": notice.host_id, "event": message_json(notice.event)}, one_line=True
+        )
+        return
+    table = _event_table(headings=False)
+    table.add_row(*_event_row(notice.host_id, notice.event))
+    session.console.print(table)
+
+
+def _watch_alerts(session: Session, host_id: str) -> None:
+    request = alerts_pb2.WatchAlertsRequest()
+    if session.grpcurl:
+        session.print_grpcurl("gpu_metrics", "WatchAlerts", request)
+        return
+
+    def hear(message: alerts_pb2.WatchAlertsResponse) -> None:
+        for alert in message.alerts:
+            if host_id not in ("", alert.host_id):
+                continue
+            if session.as_json:
+                session.emit_json(message_json(alert), one_line=True)
+                continue
+            table = _alert_table(headings=False)
+            table.add_row(*_alert_row(alert))
+            session.console.print(table)
+
+    session.stream(
+        "gpu_metrics", lambda stub: stub.WatchAlerts(request, timeout=_STREAM_SECONDS), hear
+    )
+
+
+def _alert_table(*, headings: bool = True) -> Table:
+    table = Table(box=None, padding=(0, 1), show_header=headings)
+    for heading in ("since", "severity", "about", "host", "what", "state", "id"):
+        table.add_column(heading, no_wrap=heading != "what", min_width=6)
+    return table
+
+
+def _alert_row(alert: alerts_pb2.Alert) -> list[str]:
+    state = "stands"
+    if alert.HasField("clear_time"):
+        state = f"ended {moment(alert.clear_time)}"
+    elif alert.acknowledged_by:
+        state = f"{alert.acknowledged_by}: {alert.note}" if alert.note else alert.acknowledged_by
+    return [
+        moment(alert.raise_time),
+        _severity(alert.severity),
+        enum_words(alerts_pb2.AlertKind.Name(alert.kind), "ALERT_KIND_"),
+        escape(alert.host_id),
+        escape(alert.reason),
+        escape(state),
+        alert.alert_id,
+    ]
+
+
+def _event_table(*, headings: bool = True) -> Table:
+    table = Table(box=None, padding=(0, 1), show_header=headings)
+    for heading in ("when", "severity", "host", "GPU", "event", "what"):
+        table.add_column(heading, no_wrap=heading != "what", min_width=6)
+    return table
+
+
+def _event_row(host_id: str, event: events_pb2.GpuEvent) -> list[str]:
+    name = enum_words(events_pb2.GpuEventKind.Name(event.kind), "GPU_EVENT_KIND_")
+    if event.kind == events_pb2.GPU_EVENT_KIND_XID:
+        name = f"XID {event.xid}" + (f" ({event.xid_count}.)" if event.xid_count > 1 else "")
+    said = [event.description, event.recommended_action]
+    if event.HasField("due_time"):
+        said.append(f"due {moment(event.due_time)}")
+    return [
+        moment(event.time),
+        _severity(event.severity),
+        escape(host_id),
+        escape(event.gpu_uuid or "-"),
+        name,
+        escape(". ".join(text.rstrip(".") for text in said if text)),
+    ]
+
+
+def _severity(severity: events_pb2.Severity.ValueType) -> str:
+    words = enum_words(events_pb2.Severity.Name(severity), "SEVERITY_")
+    colour = _COLOURS.get(severity)
+    return f"[{colour}]{words}[/{colour}]" if colour else words
