@@ -52,7 +52,7 @@ class Crasher:
 
     def install(self) -> None:
         os.write = self.write  # type: ignore[assignment]  # the same call with a step before it
-        os.fsync = self.fsync
+        os.fsync = self.fsync  # type: ignore[assignment]  # as above
 
         def replace(fresh: Path, path: Any) -> Path:
             return self.replace(fresh, path)
