@@ -117,9 +117,10 @@ class Program:
 
     def measure(self) -> None:
         """End to measure."""
-        self.cpu_seconds, self.calls, self.driver_seconds = (
-            now - before for now, before in zip(self._now(), self.marked, strict=True)
-        )
+        cpu_seconds, calls, driver_seconds = self._now()
+        self.cpu_seconds = cpu_seconds - self.marked[0]
+        self.calls = calls - self.marked[1]
+        self.driver_seconds = driver_seconds - self.marked[2]
         status = Path(f"/proc/{self.pid}/status").read_text()
         self.resident_bytes = 1024 * int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
 

@@ -252,7 +252,9 @@ class OtlpReceiver(metrics_service_pb2_grpc.MetricsServiceServicer):
 
 async def test_figures_are_exported_over_otlp_under_the_conventions_names() -> None:
     server, receiver = grpc.aio.server(), OtlpReceiver()
-    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(receiver, server)
+    metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(  # type: ignore[no-untyped-call]  # generated
+        receiver, server
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     view = a_view(1, 2, temperature_celsius=MissingReason.HUNG)

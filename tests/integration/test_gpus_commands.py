@@ -10,8 +10,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from gamekeeper.cli import app
 from gpu_metrics.domain.processes import GpuProcess, ProcessReading
