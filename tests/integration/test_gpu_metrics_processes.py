@@ -166,3 +166,15 @@ def test_mistakes_are_told_all_at_once_and_nothing_starts(
     for problem in problems:
         assert re.search(re.escape(problem), result.stderr)
     assert "Traceback" not in result.stderr
+
+
+def test_an_agent_says_what_it_is_told_by_and_how_it_ends() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "gpu_metrics", "agent", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "GPU_METRICS_COLLECTORS" in result.stdout
+    assert "3 when the GPU driver was replaced" in result.stdout

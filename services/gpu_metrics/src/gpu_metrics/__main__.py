@@ -8,12 +8,28 @@ import sys
 
 _USAGE = """usage: python -m gpu_metrics agent|collector|record|replay
 
-agent      reads this host's GPUs and model servers and reports to the collectors
+agent      reads this host's GPUs and model servers and reports to the collectors (agent --help)
 collector  keeps the view of the fleet and shows it to everybody who watches
 record     keeps what this machine's GPU driver answers in a file (record --help)
 replay     plays such a file to collectors or to the stand-in driver (replay --help)
 
 Settings come from the environment and are listed at start."""
+
+_AGENT_USAGE = """usage: python -m gpu_metrics agent
+
+Reads this host's GPUs and model servers once a second and reports to the collectors.
+One agent runs on each GPU host. It is told by the environment, above all:
+
+GPU_METRICS_COLLECTORS        host:port of every collector, separated by commas
+GPU_METRICS_MODEL_SERVERS     vLLM servers of this host, tier=url, separated by commas
+GPU_METRICS_HOST_ID           a name unique in the fleet; on EC2 the instance id by itself
+GPU_METRICS_STATE_DIRECTORY   where events are kept until collectors have them
+GPU_METRICS_DCGM_URL          dcgm-exporter's metrics page, to fill in what NVML does not tell
+
+All settings are listed at start. Exit status: 0 after SIGTERM, 1 after a failure, 2 when
+settings are wrong, 3 when the GPU driver was replaced and a new process must read it."""
+
+_HELP = (["--help"], ["-h"])
 
 # Loaded by name, so that an agent does not carry what only a collector needs, and vice versa.
 _ROLES = {"agent": "gpu_metrics.agent_process", "collector": "gpu_metrics.collector_process"}
@@ -26,7 +42,10 @@ def main(arguments: list[str]) -> int:
     if arguments and arguments[0] in ("record", "replay"):
         commands = importlib.import_module("gpu_metrics.driver_recording_commands")
         return int(commands.main(arguments))
-    helped = arguments in (["--help"], ["-h"])
+    if arguments[:1] == ["agent"] and arguments[1:] in _HELP:
+        print(_AGENT_USAGE)
+        return 0
+    helped = arguments in _HELP
     print(_USAGE, file=sys.stdout if helped else sys.stderr)
     return 0 if helped else 2
 
