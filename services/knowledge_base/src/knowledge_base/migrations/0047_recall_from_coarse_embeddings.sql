@@ -18,13 +18,15 @@ RETURN 0.0011;
 -- both ways cannot come among the first. The others, a few dozen, are scored by their full vectors.
 -- Where more of them than are sorted lie that close, more are sorted.
 --
--- Filters that the index does not hold are looked up in the table first, and so are the events of
--- participants that the query names.
+-- Filters that the index does not hold are looked up in the table first, and so is what the names
+-- and times in a query add to events.
 --
--- Words and meaning are joined by hash: the planner cannot know how many rows the words of a query
--- match, and estimating one it would loop over all of them for each event (0.8 s in a world of
--- 5,000). So loops are off, and the rows to give, ten or so, are read in a statement of their own.
--- The index is always the better way to a world's rows, whatever the planner makes of their number.
+-- Words and meaning are grouped and joined by hash: the planner cannot know how many rows the words
+-- of a query match. Estimating a few it would loop over all of them for each event (0.8 s in a world
+-- of 5,000), or sort them several times (twice the time). So other ways are off, and the rows to
+-- give, ten or so, are read in a statement of their own. That the spans of time are one condition
+-- keeps the estimate of the events above that of the words, or they would be what is hashed, vectors
+-- and all. The index is always the better way to a world's rows, however many they are.
 -- Plans are made once for a session; making one costs more than a search in a usual world.
 CREATE OR REPLACE FUNCTION recall_story_events(
     p_world uuid, p_query text, p_embedding vector, p_limit integer,
@@ -47,6 +49,8 @@ LANGUAGE plpgsql
 SET search_path = knowledge_base, public, pg_temp
 SET plan_cache_mode = force_generic_plan
 SET enable_nestloop = off
+SET enable_mergejoin = off
+SET enable_sort = off
 SET enable_seqscan = off
 SET enable_bitmapscan = off
 AS $$
@@ -59,16 +63,16 @@ DECLARE
     v_now double precision := date_part('epoch', p_as_of);
     v_decay double precision := ln(0.5::double precision) / p_half_life_seconds;
     v_terms text[] := '{}';
-    v_named bigint[];
-    v_named_boosts double precision[];
+    v_idf double precision[];
+    v_total double precision;
+    -- Of each event by its sequence, which counts from 1 without gaps; NULL where none is boosted.
+    v_boosts double precision[];
     -- How far below the p_limit-th best bound an event may lie and still come among the first.
     v_margin double precision := p_relevance_weight
         * (greatest(0, p_question_penalty) + 2 * coarse_error() * p_vector_weight);
     v_sorted integer := 3 * p_limit + 30;
     v_complete boolean;
     v_best bigint[];
-    v_boosts double precision[];
-    v_recencies double precision[];
     v_shares double precision[];
 BEGIN
     PERFORM set_config('knowledge_base.world_id', p_world::text, true);
@@ -84,83 +88,81 @@ BEGIN
     IF p_vector_weight < 1 THEN
         v_terms := tsvector_to_array(to_tsvector('english', p_query));
     END IF;
-    IF p_named IS NOT NULL THEN
-        SELECT
-            array_agg(e.sequence),
-            array_agg(CASE WHEN e.participants[1] = ANY (p_named) THEN p_participant_boost
-                ELSE p_participant_boost / 2 END)
-        INTO v_named, v_named_boosts
-        FROM story_events e WHERE e.world_id = p_world AND e.participants && p_named;
+    IF p_named IS NOT NULL OR p_from IS NOT NULL OR p_months IS NOT NULL THEN
+        SELECT array_agg(
+            CASE
+                WHEN p_named IS NULL THEN 0
+                WHEN e.participants[1] = ANY (p_named) THEN p_participant_boost
+                WHEN e.participants && p_named THEN p_participant_boost / 2
+                ELSE 0
+            END
+            + CASE WHEN (p_from IS NOT NULL AND EXISTS (
+                SELECT FROM unnest(p_from, p_until) AS s (span_start, span_end)
+                WHERE e.occur_time >= s.span_start AND e.occur_time < s.span_end
+            )) OR (p_months IS NOT NULL
+                AND extract(month FROM e.occur_time AT TIME ZONE 'UTC')::integer = ANY (p_months))
+            THEN p_time_boost ELSE 0 END
+            ORDER BY e.sequence
+        ) INTO v_boosts
+        FROM story_events e WHERE e.world_id = p_world;
     END IF;
 
     -- Stems go by their place in v_terms: numbers are grouped in half the time of texts. A stem and
     -- an event are one number where both are grouped by.
+    SELECT
+        array_agg(ln(1 + (v_count - t.containing + 0.5) / (t.containing + 0.5)) ORDER BY t.place),
+        nullif(sum(ln(1 + (v_count - t.containing + 0.5) / (t.containing + 0.5))), 0)
+    INTO v_idf, v_total
+    FROM (
+        SELECT q.place, (
+            SELECT count(*) FROM story_event_terms p
+            WHERE p.world_id = p_world AND p.term = q.term
+        ) AS containing
+        FROM unnest(v_terms) WITH ORDINALITY AS q (term, place)
+        OFFSET 0
+    ) t;
     LOOP
         WITH postings AS MATERIALIZED (
-            SELECT array_position(v_terms, p.term) AS term, p.sequence, p.frequency
+            SELECT p.sequence * 65536 + array_position(v_terms, p.term) AS place, p.frequency
             FROM story_event_terms p
             WHERE p.world_id = p_world AND p.term = ANY (v_terms)
-        ), rarity AS MATERIALIZED (
-            SELECT p.term, ln(1 + (v_count - count(*) + 0.5) / (count(*) + 0.5)) AS idf
-            FROM postings p GROUP BY p.term
-        ), bound AS MATERIALIZED (
-            SELECT nullif(coalesce(sum(r.idf), 0)
-                + (cardinality(v_terms) - count(*)) * ln(1 + (v_count + 0.5) / 0.5), 0) AS total
-            FROM rarity r
         ), spread AS (
-            SELECT (p.sequence + n.step) * 65536 + p.term AS place, sum(p.frequency * n.weight)
-                AS frequency
+            SELECT p.place + n.step * 65536 AS place, sum(p.frequency * n.weight) AS frequency
             FROM postings p
             CROSS JOIN unnest(
                 ARRAY[0, 1, 2, -1],
                 ARRAY[1, p_before_weight, p_second_before_weight, p_after_weight]
             ) AS n (step, weight)
             WHERE n.weight > 0
-            GROUP BY place
-        ), parts AS (
-            SELECT s.place / 65536 AS sequence,
-                r.idf * s.frequency / (s.frequency + p_k1) AS part, 0::double precision AS boost
-            FROM spread s JOIN rarity r ON r.term = (s.place % 65536)::integer
-            UNION ALL
-            SELECT n.sequence, 0, n.boost FROM unnest(v_named, v_named_boosts) AS n (sequence, boost)
+            GROUP BY p.place + n.step * 65536
         ), noted AS (
-            SELECT p.sequence, sum(p.part) / (SELECT b.total FROM bound b) AS share,
-                max(p.boost) AS boost
-            FROM parts p GROUP BY p.sequence
+            SELECT s.place >> 16 AS sequence,
+                sum(v_idf[(s.place & 65535)::integer] * s.frequency / (s.frequency + p_k1))
+                    / v_total AS share
+            FROM spread s
+            GROUP BY s.place >> 16
         ), passing AS (
             SELECT f.sequence FROM story_events f
             WHERE v_filtered AND f.world_id = p_world
                 AND (p_as_of_record IS NULL OR f.record_time <= p_as_of_record)
                 AND (p_kinds IS NULL OR f.kind = ANY (p_kinds))
                 AND (p_participants IS NULL OR f.participants @> p_participants)
-        ), legs AS (
-            SELECT
-                e.sequence, e.importance, coalesce(n.share, 0) AS share,
-                -(e.coarse_embedding <#> v_coarse) AS cosine,
-                exp(greatest(-700, least(0, (v_now - date_part('epoch', e.occur_time)) * v_decay)))
-                    AS recency,
-                coalesce(n.boost, 0)
-                + CASE WHEN (p_from IS NOT NULL AND EXISTS (
-                    SELECT FROM unnest(p_from, p_until) AS s (span_start, span_end)
-                    WHERE e.occur_time >= s.span_start AND e.occur_time < s.span_end
-                )) OR (p_months IS NOT NULL
-                    AND extract(month FROM e.occur_time AT TIME ZONE 'UTC')::integer
-                        = ANY (p_months))
-                THEN p_time_boost ELSE 0 END AS boost
-            FROM story_events e LEFT JOIN noted n ON n.sequence = e.sequence
-            WHERE e.world_id = p_world
-                AND (p_start IS NULL OR e.occur_time >= p_start)
-                AND (p_end IS NULL OR e.occur_time < p_end)
-                AND (p_as_of IS NULL OR e.occur_time <= p_as_of)
-                AND (NOT v_filtered OR e.sequence IN (SELECT f.sequence FROM passing f))
-            OFFSET 0 -- or each use below computes a cosine of its own
         ), sorted AS (
             SELECT
-                l.sequence, l.share, l.recency, l.boost,
-                p_relevance_weight * greatest(0, least(1, p_vector_weight * greatest(0, l.cosine)
-                    + (1 - p_vector_weight) * l.share + l.boost))
-                + p_recency_weight * l.recency + p_importance_weight * l.importance AS bound
-            FROM legs l
+                e.sequence, n.share,
+                p_relevance_weight * greatest(0, least(1,
+                    p_vector_weight * greatest(0, -(e.coarse_embedding <#> v_coarse))
+                    + (1 - p_vector_weight) * coalesce(n.share, 0)
+                    + coalesce(v_boosts[e.sequence::integer], 0)
+                ))
+                + p_recency_weight * exp(greatest(-700, least(0,
+                    (v_now - date_part('epoch', e.occur_time)) * v_decay)))
+                + p_importance_weight * e.importance AS bound
+            FROM story_events e LEFT JOIN noted n ON n.sequence = e.sequence
+            WHERE e.world_id = p_world
+                AND coalesce(e.occur_time >= p_start AND e.occur_time < p_end
+                    AND e.occur_time <= p_as_of, true)
+                AND (NOT v_filtered OR e.sequence IN (SELECT f.sequence FROM passing f))
             ORDER BY bound DESC
             LIMIT v_sorted
         ), compared AS (
@@ -172,10 +174,8 @@ BEGIN
         SELECT
             array_agg(c.sequence) FILTER (WHERE c.possible),
             array_agg(c.share) FILTER (WHERE c.possible),
-            array_agg(c.recency) FILTER (WHERE c.possible),
-            array_agg(c.boost) FILTER (WHERE c.possible),
             count(*) < v_sorted OR NOT bool_and(c.possible)
-        INTO v_best, v_shares, v_recencies, v_boosts, v_complete
+        INTO v_best, v_shares, v_complete
         FROM (SELECT c.*, coalesce(c.bound >= c.least_bound, true) AS possible FROM compared c) c;
         EXIT WHEN v_complete;
         v_sorted := 4 * v_sorted;
@@ -185,12 +185,15 @@ BEGIN
     WITH found AS (
         SELECT
             e.sequence, e.event_id, e.text, e.kind, e.participants, e.occur_time, e.record_time,
-            e.importance, -(e.embedding <#> p_embedding) AS cosine, r.recency, r.share,
-            r.boost - CASE WHEN p_question_penalty > 0 AND e.text LIKE '%?'
-                THEN p_question_penalty ELSE 0 END AS boost
+            e.importance, -(e.embedding <#> p_embedding) AS cosine,
+            exp(greatest(-700, least(0, (v_now - date_part('epoch', e.occur_time)) * v_decay)))
+                AS recency,
+            coalesce(r.share, 0) AS share,
+            coalesce(v_boosts[e.sequence::integer], 0)
+                - CASE WHEN p_question_penalty > 0 AND e.text LIKE '%?'
+                    THEN p_question_penalty ELSE 0 END AS boost
         FROM story_events e
-        JOIN unnest(v_best, v_shares, v_recencies, v_boosts) AS r (sequence, share, recency, boost)
-            ON r.sequence = e.sequence
+        JOIN unnest(v_best, v_shares) AS r (sequence, share) ON r.sequence = e.sequence
         WHERE e.world_id = p_world AND e.sequence = ANY (v_best)
         OFFSET 0
     ), weighed AS (
