@@ -138,17 +138,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="a million events too")
+    parser.add_argument("--full-only", action="store_true", help="a million events alone")
     parser.add_argument("--plot", type=Path, help="draw how cost grows into this PNG")
     arguments = parser.parse_args()
     corpus = asyncio.run(make_corpus())
-    results = [
-        run(
-            "quick",
-            plan_worlds(600, 60_000, large=4, hundreds=100, growth=(10, 30, 300, 1_000, 2_000)),
-            corpus,
+    results = []
+    if not arguments.full_only:
+        results.append(
+            run(
+                "quick",
+                plan_worlds(600, 60_000, large=4, hundreds=100, growth=(10, 30, 300, 1_000, 2_000)),
+                corpus,
+            )
         )
-    ]
-    if arguments.full:
+    if arguments.full or arguments.full_only:
         results.append(
             run("full", plan_worlds(10_000, 1_000_000, large=30, hundreds=1_000), corpus)
         )

@@ -25,10 +25,28 @@ from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import RecallParameters, RecallQuery
 from servicekit.channels import open_channel
 
-__all__ = ["Latency", "Searcher", "Throughput", "measure_rpc", "open_searcher"]
+__all__ = [
+    "HYBRID",
+    "LIMIT",
+    "ONLY_VECTORS",
+    "Latency",
+    "Searcher",
+    "Throughput",
+    "measure_rpc",
+    "open_searcher",
+]
 
 LIMIT = 10
-_ONLY_VECTORS = RankingParameters(vector_weight=1.0)
+Weighing = tuple[RankingParameters, RecallParameters]
+#: What a recall weighs unless told otherwise: words, meaning, recency and importance.
+HYBRID: Weighing = (RankingParameters(), RecallParameters())
+#: Nothing but the vectors.
+ONLY_VECTORS: Weighing = (
+    RankingParameters(vector_weight=1.0),
+    RecallParameters(
+        relevance_weight=1.0, recency_weight=0.0, importance_weight=0.0, question_penalty=0.0
+    ),
+)
 _LORE = Path(__file__).resolve().parents[2] / "services" / "knowledge_base" / "lore"
 _START_SECONDS = 60.0
 _CALL_SECONDS = 60.0
@@ -74,14 +92,13 @@ class Searcher:
         self._corpus = corpus
         self._scale = scale
 
-    async def search(self, world: WorldPlan, question: int, ranking: RankingParameters) -> None:
+    async def search(self, world: WorldPlan, question: int, weighing: Weighing) -> None:
         """Recalls once; the world must give as many memories as it has, up to the limit."""
         found = await self._memory.recall(
             world.world_id,
             RecallQuery(self._corpus.questions[question % len(self._corpus.questions)], LIMIT),
             self._corpus.question_vectors[question % len(self._corpus.questions)],
-            ranking,
-            RecallParameters(),
+            *weighing,
             model=self._corpus.model,
         )
         assert len(found) == min(LIMIT, world.events)
@@ -90,14 +107,14 @@ class Searcher:
         self, worlds: Sequence[WorldPlan], searches: int, *, vectors_only: bool = False
     ) -> Latency:
         """Searches the worlds in turn, one search after another."""
-        ranking = _ONLY_VECTORS if vectors_only else RankingParameters()
+        weighing = ONLY_VECTORS if vectors_only else HYBRID
         for number in range(min(searches, 2 * len(worlds), 60)):  # plans, caches, page tables
-            await self.search(worlds[number % len(worlds)], number, ranking)
+            await self.search(worlds[number % len(worlds)], number, weighing)
         each = []
         used = self._cpu_seconds()
         for number in range(searches):
             started = time.perf_counter()
-            await self.search(worlds[number % len(worlds)], number * 7, ranking)
+            await self.search(worlds[number % len(worlds)], number * 7, weighing)
             each.append(time.perf_counter() - started)
         return Latency(each, (self._cpu_seconds() - used) / searches)
 
@@ -105,11 +122,11 @@ class Searcher:
         self, worlds: Sequence[WorldPlan], searches: int, *, clients: int, vectors_only: bool
     ) -> Throughput:
         """Searches the worlds, `clients` at a time."""
-        ranking = _ONLY_VECTORS if vectors_only else RankingParameters()
+        weighing = ONLY_VECTORS if vectors_only else HYBRID
 
         async def client(numbers: Sequence[int]) -> None:
             for number in numbers:
-                await self.search(worlds[number % len(worlds)], number * 7, ranking)
+                await self.search(worlds[number % len(worlds)], number * 7, weighing)
 
         async def all_clients(count: int) -> None:
             async with asyncio.TaskGroup() as group:

@@ -20,12 +20,11 @@ import asyncpg
 import numpy as np
 from rival_process import Item, Rival, write_folder
 from scale_database import ScaleDatabase, open_as_service
-from scale_measures import LIMIT, Searcher, open_searcher
+from scale_measures import HYBRID, LIMIT, ONLY_VECTORS, Searcher, open_searcher
 from story_corpus import Corpus, WorldPlan
 
 from knowledge_base.adapters.database import decode_vector
 from knowledge_base.adapters.postgres_memory import PostgresMemory
-from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import NewEvent
 from knowledge_base.ports import RequestKey, Vector
 
@@ -148,11 +147,11 @@ async def _against_txtai(
 
 
 async def _own_round(searcher: Searcher, world: WorldPlan, mode: str) -> list[float]:
-    ranking = RankingParameters(vector_weight=1.0) if mode == "vector" else RankingParameters()
+    weighing = ONLY_VECTORS if mode == "vector" else HYBRID
     each = []
     for question in range(_SEARCHES_A_ROUND):
         started = time.perf_counter()
-        await searcher.search(world, question, ranking)
+        await searcher.search(world, question, weighing)
         each.append(time.perf_counter() - started)
     return each
 
