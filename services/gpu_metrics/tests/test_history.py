@@ -125,7 +125,7 @@ def test_reports_of_the_same_second_count_together() -> None:
 def test_a_series_tells_its_figure_and_the_reading_does_not_count_again() -> None:
     history = make_history()
     gpu = GpuReading(gpu_uuid="GPU-1", index=0, utilization_permille=999, power_milliwatts=7)
-    series = AcceptedSeries(0, UTILIZATION, [START, START, START + 1], (10, 20, 40))
+    series = AcceptedSeries(0, UTILIZATION, ((START, 0, 2), (START + 1, 2, 3)), (10, 20, 40))
     history.observe(make_report("i-1", 1, gpus=(gpu,)), AcceptedReport(START + 1, (series,)))
     assert values(ask(history, 0, 2)) == [15, 40]
     power = ask(history, 0, 2, metric=FleetMetric.GPU_POWER_MILLIWATTS)
@@ -135,7 +135,7 @@ def test_a_series_tells_its_figure_and_the_reading_does_not_count_again() -> Non
 def test_a_burst_between_two_reports_shows_in_the_maximum() -> None:
     history = make_history()
     gpu = GpuReading(gpu_uuid="GPU-1", index=0)
-    series = AcceptedSeries(0, UTILIZATION, [START] * 10, (0,) * 8 + (1000, 0))
+    series = AcceptedSeries(0, UTILIZATION, ((START, 0, 10),), (0,) * 8 + (1000, 0))
     history.observe(make_report("i-1", 1, gpus=(gpu,)), AcceptedReport(START, (series,)))
     assert values(ask(history, 0, 1, aggregation=Aggregation.MAXIMUM)) == [1000]
     assert values(ask(history, 0, 1)) == [100]

@@ -44,7 +44,8 @@ class Received:
             second - NOON_SECONDS
             for report in self.accepted
             for series in report.series
-            for second in series.seconds
+            for second, start, end in series.moments
+            for _ in range(start, end)
         ]
 
     @property

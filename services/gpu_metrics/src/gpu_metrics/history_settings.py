@@ -38,7 +38,7 @@ class HistorySettings:
     )
     megabytes: int = setting(
         "GPU_METRICS_HISTORY_MEGABYTES",
-        default=512,
+        default=1536,
         minimum=0,
         maximum=1_000_000,
         help="memory of the history; GPUs beyond have none; 0 keeps none at all",

@@ -7,7 +7,6 @@ GPU counts for the tier and servers that it has now.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from gpu_metrics.domain.aggregate import attribute_gpus
 from gpu_metrics.domain.history_ring import HistoryLengths, Track
@@ -101,6 +100,8 @@ class History:
         self._hosts: dict[str, _HostTracks] = {}
         self._gpus: dict[str, Subject] = {}
         self._servers: dict[str, Subject] = {}
+        # Those that went away, the longest gone first.
+        self._gone: dict[Subject, None] = {}
 
     def observe(self, report: HostReport, accepted: AcceptedReport) -> None:
         """Take in what is accepted of a report."""
@@ -121,16 +122,19 @@ class History:
         told: set[int] = set()
         rows: dict[tuple[int, int], dict[int, Sequence[float]]] = {}
         for each in series:
-            column = each.metric.value - 1
+            column = each.metric - 1
             if each.gpu_index >= len(host.gpus) or column >= len(GPU_METRICS):
                 continue
             told.add(each.gpu_index * len(GPU_METRICS) + column)
-            start = 0
-            for second, same in groupby(each.seconds):
-                end = start + len(tuple(same))
-                row = rows.setdefault((each.gpu_index, second), {})
-                row[column] = (*row.get(column, ()), *each.values[start:end])
-                start = end
+            for second, start, end in each.moments:
+                place = (each.gpu_index, second)
+                row = rows.get(place)
+                if row is None:
+                    rows[place] = {column: each.values[start:end]}
+                elif column in row:
+                    row[column] = (*row[column], *each.values[start:end])
+                else:
+                    row[column] = each.values[start:end]
         for (gpu_index, second), columns in rows.items():
             track = self._track(host.gpus[gpu_index])
             if track is not None:
@@ -205,19 +209,15 @@ class History:
         return track
 
     def _make_room(self) -> bool:
-        gone = [
-            (subject.left_at, subject.key, subject)
-            for subject in self._subjects()
-            if subject.left_at is not None and subject.track is not None
-        ]
-        if not gone:
-            return False
-        self._forget(min(gone, key=lambda entry: entry[:2])[2])
-        return True
+        for subject in self._gone:
+            self._forget(subject)
+            return True
+        return False
 
     def _forget(self, subject: Subject) -> None:
         if subject.track is not None:
             self._figure_count -= len(subject.metrics)
+        self._gone.pop(subject, None)
         subjects = self._gpus if subject.metrics is GPU_METRICS else self._servers
         del subjects[subject.key]
 
@@ -270,6 +270,7 @@ class History:
         if subject is None:
             subject = subjects[key] = Subject(key, host_id, metrics)
         subject.host_id = host_id
+        self._gone.pop(subject, None)
         if not subject.stays or subject.left_at is not None:
             subject.stays.append((at, None))
         if len(subject.stays) > _MOST_STAYS:
@@ -297,11 +298,11 @@ class History:
                 if gpu.key in server.gpu_uuids or (alone and not server.gpu_uuids)
             )
 
-    @staticmethod
-    def _end_stay(subject: Subject, at: int) -> None:
+    def _end_stay(self, subject: Subject, at: int) -> None:
         begin, until = subject.stays[-1]
         if until is None:
             subject.stays[-1] = (begin, max(begin, at))
+            self._gone[subject] = None
 
     def host_left(self, host_id: str) -> None:
         """Note that a host is known no longer; what it told stays."""
@@ -315,7 +316,7 @@ class History:
     def expire(self, now: int) -> None:
         """Forget what went away so long ago that none of its cells are kept."""
         reach = self.lengths.span_seconds(60)
-        for subject in list(self._subjects()):
+        for subject in list(self._gone):
             if subject.left_at is not None and now - subject.left_at > reach:
                 self._forget(subject)
 

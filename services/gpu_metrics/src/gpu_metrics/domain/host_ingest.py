@@ -6,11 +6,12 @@ still fill the hole they left; reports and samples that were there before are du
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
-from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
+from typing import NamedTuple
 
 from gpu_metrics.domain.host_clock import ClockOutcome, HostClock
 from gpu_metrics.domain.readings import HostReport
@@ -23,6 +24,7 @@ __all__ = [
     "ReportOrder",
     "SampleFate",
     "microseconds_of",
+    "moments_of",
 ]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -56,14 +58,30 @@ class SampleFate(StrEnum):
     SKEWED = "dropped_clock_skewed"
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedSeries:
-    """Samples of one figure of one GPU: seconds since 1970 by the collector's clock, and values."""
+class AcceptedSeries(NamedTuple):
+    """Samples of one figure of one GPU: their values, and which of them belong to which second.
+
+    `moments` are seconds since 1970 by the collector's clock, each with the places of its first
+    sample and of the one after its last.
+    """
 
     gpu_index: int
     metric: FleetMetric
-    seconds: list[int]
+    moments: tuple[tuple[int, int, int], ...]
     values: tuple[int, ...]
+
+
+def moments_of(seconds: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+    """Return runs of the same second: which, from where, to before where."""
+    if seconds[0] == seconds[-1]:
+        return ((seconds[0], 0, len(seconds)),)
+    moments = []
+    start = 0
+    for second, same in groupby(seconds):
+        end = start + len(tuple(same))
+        moments.append((second, start, end))
+        start = end
+    return tuple(moments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +185,9 @@ class HostIngest:
                 accepted = self._accept_series(each, placing, fates)
                 if accepted is not None:
                     series.append(accepted)
+            if placing.accepted:
+                fate = SampleFate.ACCEPTED if placing.in_order else SampleFate.OUT_OF_ORDER
+                fates[fate] += placing.accepted
         fate = self._fate(received - sample_time, in_order=order is ReportOrder.NEWEST)
         fates[fate] += len(report.gpus)
         if fate in _TAKEN:
@@ -192,54 +213,67 @@ class HostIngest:
         offsets = series.offset_microseconds
         if not offsets:
             return None
-        key = series.gpu_index << 8 | series.metric.value
-        times = list(accumulate(offsets[1:], initial=placing.timeline - offsets[0]))
-        values = series.values
+        placed = placing.placed.get(offsets)
+        if placed is None:
+            times = list(accumulate(offsets[1:], initial=placing.timeline - offsets[0]))
+            placed = placing.placed[offsets] = self._place(times, placing)
+        key = series.gpu_index << 8 | series.metric
         newest = self._newest.get(key)
-        if newest is None or (placing.in_order and times[0] > newest):
+        if newest is None or (placing.in_order and placed.first > newest):
             if newest is not None and self._jumped:
-                self._gaps[key] = (newest, times[0])
-            self._newest[key] = times[-1]
+                self._gaps[key] = (newest, placed.first)
+            self._newest[key] = placed.last
+            if placed.fate in _TAKEN:
+                placing.accepted += len(offsets)
+                return AcceptedSeries(
+                    series.gpu_index, series.metric, placed.moments, series.values
+                )
+            after, before = placed.first - 1, placed.last + 1
+        elif placing.in_order:
+            after, before = newest, placed.last + 1
+            self._newest[key] = max(newest, placed.last)
         else:
-            after, before = newest, times[-1] + 1
-            if not placing.in_order:
-                after, before = self._gaps.get(key, (newest, newest))
-            kept = [place for place, time in enumerate(times) if after < time < before]
-            fates[SampleFate.DUPLICATE] += len(times) - len(kept)
-            times, values = [times[place] for place in kept], tuple(values[i] for i in kept)
-            if not times:
-                return None
-            self._newest[key] = max(newest, times[-1])
-        return self._place(series, times, values, placing, fates)
+            after, before = self._gaps.get(key, (newest, newest))
+        return self._pick(series, placing, (after, before), fates)
 
-    def _place(
+    def _place(self, times: list[int], placing: "_Placing") -> "_Placed":
+        """Put samples that all series may share where they belong by the collector's clock."""
+        to_host = placing.sample_time - placing.timeline
+        age = placing.received - to_host
+        first = self._fate(age - times[0], in_order=placing.in_order)
+        last = self._fate(age - times[-1], in_order=placing.in_order)
+        shift = to_host - placing.correction
+        return _Placed(
+            times[0],
+            times[-1],
+            first if first is last else None,
+            moments_of([(time + shift) // _SECOND for time in times]),
+        )
+
+    def _pick(
         self,
         series: SampleSeries,
-        times: list[int],
-        values: tuple[int, ...],
         placing: "_Placing",
+        wanted: tuple[int, int],
         fates: Counter[SampleFate],
     ) -> AcceptedSeries | None:
-        """Put samples where they belong by the collector's clock; drop those outside the window."""
-        judge = partial(self._fate, in_order=placing.in_order)
+        """Take of a series what lies between two times and in the window, one by one."""
+        offsets = series.offset_microseconds
         to_host = placing.sample_time - placing.timeline
-        first, last = times[0] + to_host, times[-1] + to_host
-        fate = judge(placing.received - first)
-        if fate is not judge(placing.received - last):
-            judged = [
-                (judge(placing.received - time - to_host), time, value)
-                for time, value in zip(times, values, strict=True)
-            ]
-            kept = [entry for entry in judged if entry[0] in _TAKEN]
-            fates.update(entry[0] for entry in judged)
-            times, values = [entry[1] for entry in kept], tuple(entry[2] for entry in kept)
-        else:
-            fates[fate] += len(times)
-            if fate not in _TAKEN:
-                return None
-        shift = to_host - placing.correction
-        seconds = [(time + shift) // _SECOND for time in times]
-        return AcceptedSeries(series.gpu_index, series.metric, seconds, values)
+        seconds, values = [], []
+        times = accumulate(offsets[1:], initial=placing.timeline - offsets[0])
+        for time, value in zip(times, series.values, strict=True):
+            if not wanted[0] < time < wanted[1]:
+                fates[SampleFate.DUPLICATE] += 1
+                continue
+            fate = self._fate(placing.received - time - to_host, in_order=placing.in_order)
+            fates[fate] += 1
+            if fate in _TAKEN:
+                seconds.append((time + to_host - placing.correction) // _SECOND)
+                values.append(value)
+        if not seconds:
+            return None
+        return AcceptedSeries(series.gpu_index, series.metric, moments_of(seconds), tuple(values))
 
     def _fate(self, age: int, *, in_order: bool) -> SampleFate:
         if -self._window <= age <= self._window:
@@ -249,13 +283,25 @@ class HostIngest:
         return SampleFate.LATE
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Placing:
     in_order: bool
     timeline: int
     sample_time: int
     received: int
     correction: int
+    # Series of a report mostly share their moments, so those are placed once.
+    placed: dict[tuple[int, ...], "_Placed"] = field(default_factory=dict)
+    accepted: int = 0
+
+
+class _Placed(NamedTuple):
+    """Samples of some moments; `fate` is None where they do not all share one."""
+
+    first: int
+    last: int
+    fate: SampleFate | None
+    moments: tuple[tuple[int, int, int], ...]
 
 
 _TAKEN = frozenset({SampleFate.ACCEPTED, SampleFate.OUT_OF_ORDER})

@@ -1,12 +1,12 @@
 """Samples between two reports, and what an agent costs."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import IntEnum
 
 __all__ = ["AgentCost", "DriverCost", "FleetMetric", "SampleSeries"]
 
 
-class FleetMetric(Enum):
+class FleetMetric(IntEnum):
     """A figure of a GPU or of a model server; the numbers are those of the protocol."""
 
     GPU_UTILIZATION_PERMILLE = 1

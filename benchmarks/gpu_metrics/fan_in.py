@@ -1,0 +1,240 @@
+"""What it costs a collector to take in a fleet's reports.
+
+    .venv/bin/python benchmarks/gpu_metrics/fan_in.py [--rounds 5] [--seconds 10]
+
+Two figures. In process: GPU samples per second and core, in reports of 8 GPUs, parsed and taken in
+by view and history, beside the limit that parsing alone sets; both in turn, the best of the
+rounds. Through gRPC: processor time of a collector process to which 100 hosts with 8 GPUs report
+once a second what they sampled ten times a second, as a share of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc.aio
+import psutil
+import structlog
+
+from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
+from gpu_metrics import wire
+from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.domain.history import History
+from gpu_metrics.domain.history_ring import HistoryLengths
+from gpu_metrics.domain.readings import GpuReading, Host, HostReport, MissingReason
+from gpu_metrics.domain.samples import FleetMetric, SampleSeries
+from gpu_metrics.feed import FleetFeed
+from servicekit.channels import open_channel
+from servicekit.clock import SystemClock
+from servicekit.telemetry import Telemetry
+
+GPUS_PER_HOST = 8
+HOSTS = 100
+SAMPLES_PER_SECOND = 10
+WANTED_SAMPLES_PER_SECOND = 200_000
+WANTED_CORE_SHARE = 0.05
+_START_SECONDS = 60.0
+_MOMENTS = tuple(FleetMetric(number) for number in range(1, 7))
+
+
+def _gpu(host: int, index: int, second: int) -> GpuReading:
+    return GpuReading(
+        gpu_uuid=f"GPU-{host:08x}-0000-4000-8000-{index:012x}",
+        index=index,
+        product_name="NVIDIA A10G",
+        utilization_permille=(host * 37 + index * 11 + second * 53) % 1001,
+        memory_used_bytes=20 * 2**30 + second,
+        memory_total_bytes=24 * 2**30,
+        power_milliwatts=180_000 + (host * 991 + second * 331) % 100_000,
+        energy_millijoules=10**12 + 200_000 * second,
+        temperature_celsius=50 + (host + second) % 30,
+        sm_clock_megahertz=1700,
+        peak_utilization_permille=1000,
+        memory_utilization_permille=(host * 17 + second * 29) % 1001,
+        memory_clock_megahertz=6250,
+        memory_temperature_celsius=MissingReason.UNSUPPORTED,
+        clock_event_reasons=0,
+        power_limit_milliwatts=300_000,
+        driver_epoch=7,
+    )
+
+
+def _report(host: int, sequence: int, time_of: datetime, monotonic: int) -> HostReport:
+    return HostReport(
+        host=Host(host_id=f"i-{host:017x}", instance_type="g5.48xlarge"),
+        boot_id="0123456789abcdef0123456789abcdef",
+        sequence=sequence,
+        sample_time=time_of,
+        monotonic_microseconds=monotonic,
+        gpus=tuple(_gpu(host, index, sequence) for index in range(GPUS_PER_HOST)),
+    )
+
+
+def _series(sequence: int) -> tuple[SampleSeries, ...]:
+    step = 1_000_000 // SAMPLES_PER_SECOND
+    offsets = (1_000_000 - step, *[step] * (SAMPLES_PER_SECOND - 1))
+    return tuple(
+        SampleSeries(
+            gpu_index=index,
+            metric=metric,
+            offset_microseconds=offsets,
+            values=tuple(500 + (sequence * 7 + n * 31 + index) % 400 for n in range(10)),
+        )
+        for index in range(GPUS_PER_HOST)
+        for metric in _MOMENTS
+    )
+
+
+def _empty_feed(started: datetime) -> FleetFeed:
+    history = History(
+        HistoryLengths(), maximum_bytes=8 * 10**9, started=int(started.timestamp()) - 10
+    )
+    return FleetFeed(
+        FleetView(FleetPolicy(), history),
+        clock=SystemClock(),
+        telemetry=Telemetry("benchmark"),
+        epoch="benchmark",
+        history=history,
+    )
+
+
+def in_process(rounds: int) -> tuple[float, float]:
+    """Return GPU samples per second of parsing alone and of taking in, the best of the rounds."""
+    now = datetime.now(UTC)
+    messages = [
+        wire.report_message(
+            # Twenty reports of each host in a second, so that many belong to the same moment.
+            _report(host, turn + 1, now + timedelta(seconds=turn / 20), 10**12 + turn * 50_000)
+        ).SerializeToString()
+        for turn in range(60)
+        for host in range(HOSTS)
+    ]
+    parse = gpu_metrics_pb2.StreamReportsRequest.FromString
+    best_parse = best_take = float("inf")
+    for _ in range(rounds):
+        started = time.process_time()
+        for message in messages:
+            parse(message)
+        best_parse = min(best_parse, time.process_time() - started)
+        feed = _empty_feed(now)
+        started = time.process_time()
+        for message in messages:
+            feed.apply(wire.lazy_report_from_message(parse(message)))
+        assert feed.history is not None
+        feed.history.flush()
+        best_take = min(best_take, time.process_time() - started)
+    samples = len(messages) * GPUS_PER_HOST
+    return samples / best_parse, samples / best_take
+
+
+@contextmanager
+def _collector(log: Path) -> Iterator[tuple[str, psutil.Process]]:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "GAMEKEEPER_LISTEN_ADDRESS": "127.0.0.1:0",
+        "GPU_METRICS_CLOUDWATCH_ENABLED": "false",
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gpu_metrics", "collector"],
+            env=environ,
+            stderr=output,
+            stdout=output,
+        )
+        try:
+            yield _address(log), psutil.Process(process.pid)
+        finally:
+            process.kill()
+            process.wait(60)
+
+
+def _address(log: Path) -> str:
+    give_up = time.monotonic() + _START_SECONDS
+    while time.monotonic() < give_up:
+        for line in log.read_text(encoding="utf-8").splitlines():
+            if '"serving"' in line or "server_started" in line:
+                return line.split('"address":')[1].split('"')[1]
+        time.sleep(0.05)
+    raise TimeoutError("the collector did not start")
+
+
+async def _report_once_a_second(
+    stub: gpu_metrics_pb2_grpc.GpuReportServiceAsyncStub, host: int, until: float
+) -> int:
+    stream = stub.StreamReports(timeout=600)
+    acknowledged = 0
+    # Agents do not report in step.
+    due = time.monotonic() + host / HOSTS
+    while due < until:
+        await asyncio.sleep(due - time.monotonic())
+        sequence = acknowledged + 1
+        report = replace(
+            _report(host, sequence, datetime.now(UTC), time.monotonic_ns() // 1000),
+            series=_series(sequence),
+        )
+        await stream.write(wire.report_message(report))
+        if await stream.read() is grpc.aio.EOF:
+            raise RuntimeError("the collector ended the stream")
+        acknowledged += 1
+        due += 1.0
+    stream.cancel()
+    return acknowledged
+
+
+async def through_grpc(seconds: float, directory: Path) -> tuple[float, float, float]:
+    """Return the collector's share of a core, GPU samples per second, and its memory in MB."""
+    with _collector(directory / "collector.log") as (address, process):
+        async with open_channel(address) as channel:
+            stub = gpu_metrics_pb2_grpc.GpuReportServiceStub(channel)
+            warm = time.monotonic() + 3
+            await asyncio.gather(*(_report_once_a_second(stub, h, warm) for h in range(HOSTS)))
+            # The agents start again, as they do: a new run of each would be another boot id.
+        async with open_channel(address) as channel:
+            stub = gpu_metrics_pb2_grpc.GpuReportServiceStub(channel)
+            before, began = process.cpu_times(), time.monotonic()
+            told = await asyncio.gather(
+                *(_report_once_a_second(stub, host, began + seconds) for host in range(HOSTS))
+            )
+            after, lasted = process.cpu_times(), time.monotonic() - began
+            memory = process.memory_info().rss / 1e6
+    used = after.user + after.system - before.user - before.system
+    samples = sum(told) * GPUS_PER_HOST * SAMPLES_PER_SECOND
+    return used / lasted, samples / lasted, memory
+
+
+def main() -> int:
+    """Print both figures; the limits are the design's."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=10.0)
+    arguments = parser.parse_args()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    parse_only, taken_in = in_process(arguments.rounds)
+    print(f"in process, reports of {GPUS_PER_HOST} GPUs, one core:")
+    print(f"  parsed alone             {parse_only:>12,.0f} GPU samples/s")
+    print(f"  parsed and taken in      {taken_in:>12,.0f} GPU samples/s")
+    print(f"  wanted                   {WANTED_SAMPLES_PER_SECOND:>12,} GPU samples/s")
+
+    with tempfile.TemporaryDirectory() as directory:
+        share, samples, memory = asyncio.run(through_grpc(arguments.seconds, Path(directory)))
+    print(f"through gRPC, {HOSTS} hosts of {GPUS_PER_HOST} GPUs at {SAMPLES_PER_SECOND} Hz:")
+    print(f"  GPU samples              {samples:>12,.0f} /s, six figures each")
+    print(f"  the collector takes      {share:>12.1%} of a core (wanted {WANTED_CORE_SHARE:.0%})")
+    print(f"  its memory               {memory:>12,.0f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
