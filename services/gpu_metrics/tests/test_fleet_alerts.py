@@ -225,6 +225,15 @@ def test_while_a_host_is_silent_nothing_is_said_of_what_is_on_it() -> None:
     assert fleet.look(56) == [(AlertKind.SERVER_UNHEALTHY, CLEARED)]
 
 
+def test_an_event_of_a_host_whose_reports_are_missing_is_told_all_the_same() -> None:
+    fleet = Fleet()
+    fleet.report(0, gpus=(gpu(),))
+    fleet.look(0)
+    assert fleet.look(5) == [(AlertKind.HOST_SILENT, RAISED)]
+    assert fleet.xid(6) == [(AlertKind.XID, RAISED)]
+    assert fleet.standing() == {AlertKind.HOST_SILENT, AlertKind.XID}
+
+
 @pytest.mark.parametrize(
     ("bits", "kinds"),
     [

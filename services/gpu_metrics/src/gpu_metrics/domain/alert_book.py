@@ -3,8 +3,8 @@
 A condition is told once it has held for its kind's time, and has ended once it has been absent for
 its kind's time; in between it may flicker. What a host's journal tells (a GPU lost or hung, a
 driver that does not match) needs no confirmation. While a host is silent nothing is said of what is
-on it; a host that announced its end (a Spot notice, or an agent that says it leaves) is neither
-silent nor lost.
+on it, but what it tells itself in events; a host that announced its end (a Spot notice, or an agent
+that says it leaves) is neither silent nor lost.
 """
 
 from collections import OrderedDict
@@ -218,15 +218,8 @@ class AlertBook:
     def _evaluate(self, host_id: str, book: _HostBook, now: Moment) -> Iterator[AlertChange]:
         if book.gone:
             return
-        state = book.state
-        if state is not None and state.freshness is Freshness.STALE:
-            silent = Condition(AlertKind.HOST_SILENT, host_id)
-            if silent not in book.suspected:
-                book.suspected.clear()
-            if state.host.interruption_time is None:
-                occurrence = f"{state.report.boot_id}:{state.report.sample_time.isoformat()}"
-                finding = Finding(silent, "The host has stopped reporting.", occurrence)
-                yield from self._found(book, finding, now)
+        if book.state is not None and book.state.freshness is Freshness.STALE:
+            yield from self._evaluate_silent(host_id, book, book.state, now)
             return
         found = self._findings(book, now)
         for finding in found.values():
@@ -239,6 +232,20 @@ class AlertBook:
             else:
                 book.absent.setdefault(condition, now.monotonic)
         yield from self._end_absent(book, now)
+
+    def _evaluate_silent(
+        self, host_id: str, book: _HostBook, state: HostState, now: Moment
+    ) -> Iterator[AlertChange]:
+        """Tell of the silence, and of what the host's events tell all the same; nothing ends."""
+        silent = Condition(AlertKind.HOST_SILENT, host_id)
+        book.suspected = {each: at for each, at in book.suspected.items() if each == silent}
+        if state.host.interruption_time is None:
+            occurrence = f"{state.report.boot_id}:{state.report.sample_time.isoformat()}"
+            finding = Finding(silent, "The host has stopped reporting.", occurrence)
+            yield from self._found(book, finding, now)
+        for finding in book.news.findings(now.time):
+            if finding.at_once:
+                yield from self._found(book, finding, now)
 
     def _findings(self, book: _HostBook, now: Moment) -> dict[Condition, Finding]:
         """Return what the host's last report and its events say together."""
