@@ -16,6 +16,7 @@ from rich.table import Table
 from gamekeeper.cli.failures import EXIT_USAGE
 from gamekeeper.cli.fleet_alerts import alerts, show_events
 from gamekeeper.cli.fleet_history import show_history
+from gamekeeper.cli.fleet_recording import record, replay
 from gamekeeper.cli.fleet_table import FleetSort, ShownFleet, throttling
 from gamekeeper.cli.session import (
     DEFAULT_TIMEOUT_SECONDS,
@@ -38,6 +39,8 @@ __all__ = ["gpus"]
 gpus = typer.Typer(invoke_without_command=True)
 gpus.add_typer(alerts, name="alerts")
 gpus.command("events")(show_events)
+gpus.command("record")(record)
+gpus.command("replay")(replay)
 
 _REFRESHES_PER_SECOND = 2
 _MEBIBYTE = 2**20

@@ -94,6 +94,15 @@ class FieldBatch:
             )
         }
 
+    def statuses(self) -> dict[str, int]:
+        """Return what the driver said of each field in the last call that succeeded."""
+        return {
+            name: status
+            for name, (*_, status, _) in zip(
+                self._names, _FIELD_VALUE.iter_unpack(self._raw), strict=True
+            )
+        }
+
 
 def _read(value_type: int, status: int, raw: int) -> CountReading:
     if status == pynvml.NVML_SUCCESS:
