@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -287,3 +288,35 @@ async def test_figures_are_exported_over_otlp_under_the_conventions_names() -> N
     # A figure that is missing gives no point.
     assert {a.value.string_value for p in points for a in p.attributes
             if a.key == "hw.sensor_location"} == {"memory"}  # fmt: skip
+
+
+async def test_a_collector_serves_the_pages_where_it_is_told_to(
+    http: aiohttp.ClientSession, tmp_path: Path
+) -> None:
+    environ = {
+        **os.environ,
+        "GAMEKEEPER_LISTEN_ADDRESS": "127.0.0.1:0",
+        "GPU_METRICS_PROMETHEUS_ADDRESS": ":0",
+        "GPU_METRICS_CLOUDWATCH_ENABLED": "false",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gpu_metrics", "collector"),
+        env=environ,
+        cwd=tmp_path,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(60):
+            while b"prometheus_serving" not in (line := await process.stderr.readline()):
+                assert line, "the collector ended"
+            host, _, port = json.loads(line)["address"].rpartition(":")
+            page, _ = await read(
+                http, (host, int(port)), "/metrics", "application/openmetrics-text"
+            )
+        assert page.endswith("# EOF\n")
+    finally:
+        process.terminate()
+        async with asyncio.timeout(60):
+            _, _ = await process.communicate()
+    assert (host, process.returncode) == ("127.0.0.1", 0)

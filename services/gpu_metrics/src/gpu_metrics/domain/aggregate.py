@@ -18,10 +18,11 @@ from gpu_metrics.domain.readings import (
     ModelServerReading,
     ModelServerState,
     Tier,
+    gpu_uuids,
     known,
 )
 
-__all__ = ["TierAggregate", "TierMember", "aggregate_tier", "attribute_gpus"]
+__all__ = ["TierAggregate", "TierMember", "aggregate_tier", "attribute_gpus", "attribute_positions"]
 
 _Item = TypeVar("_Item")
 
@@ -69,19 +70,30 @@ class TierAggregate:
 
 
 def attribute_gpus(report: HostReport) -> Mapping[Tier, tuple[GpuReading, ...]]:
-    """Return which GPUs of a host work for which tier.
+    """Return which GPUs of a host work for which tier, as `attribute_positions` tells."""
+    positions = attribute_positions(report.servers, gpu_uuids(report.gpus))
+    return {
+        tier: tuple(report.gpus[position] for position in served)
+        for tier, served in positions.items()
+    }
+
+
+def attribute_positions(
+    servers: Sequence[ModelServerReading], uuids: Sequence[str]
+) -> Mapping[Tier, tuple[int, ...]]:
+    """Return which of a host's GPUs work for which tier, as positions in `uuids`.
 
     Servers that name their GPUs decide. Where none does, all GPUs belong to the host's tier, if
     all its servers are of one; otherwise they cannot be told apart and belong to none.
     """
-    naming = [server for server in report.servers if server.gpu_uuids]
+    naming = [server for server in servers if server.gpu_uuids]
     if not naming:
-        tiers = {server.tier for server in report.servers}
-        return {tiers.pop(): tuple(report.gpus)} if len(tiers) == 1 else {}
-    attributed: dict[Tier, tuple[GpuReading, ...]] = {}
+        tiers = {server.tier for server in servers}
+        return {tiers.pop(): tuple(range(len(uuids)))} if len(tiers) == 1 else {}
+    attributed: dict[Tier, tuple[int, ...]] = {}
     for tier in {server.tier for server in naming}:
-        uuids = {uuid for server in naming if server.tier is tier for uuid in server.gpu_uuids}
-        attributed[tier] = tuple(gpu for gpu in report.gpus if gpu.gpu_uuid in uuids)
+        named = {uuid for server in naming if server.tier is tier for uuid in server.gpu_uuids}
+        attributed[tier] = tuple(position for position, uuid in enumerate(uuids) if uuid in named)
     return attributed
 
 

@@ -1,0 +1,94 @@
+"""What is counted of the GPUs of a tier, and what is not."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.domain.readings import GpuReading, HostReport, MissingReason, Tier
+from gpu_metrics.domain.samples import FleetMetric, SampleSeries
+from gpu_metrics.domain.tier_samples import GpuFigure, TierSamples
+
+from .builders import NOON, make_report, make_server
+
+
+def a_report(sequence: int = 1, **readings: Any) -> HostReport:
+    gpu = GpuReading(gpu_uuid="GPU-1", index=3, **readings)
+    return make_report("i-1", sequence, gpus=(gpu,))
+
+
+def counted(report: HostReport, now: float = 0.0) -> dict[GpuFigure, dict[int, int]]:
+    view, samples = FleetView(FleetPolicy()), TierSamples()
+    view.apply(report, 0.0, NOON)
+    samples.observe(view.hosts(now))
+    return {each.figure: dict(each.counts) for each in samples.take()}
+
+
+@pytest.mark.parametrize(
+    ("readings", "figure", "value"),
+    [
+        ({"utilization_permille": 374}, GpuFigure.UTILIZATION_PERCENT, 37),
+        ({"utilization_permille": 0}, GpuFigure.UTILIZATION_PERCENT, 0),
+        ({"power_milliwatts": 150_500}, GpuFigure.POWER_WATTS, 151),
+        ({"temperature_celsius": 61}, GpuFigure.TEMPERATURE_CELSIUS, 61),
+        (
+            {"memory_used_bytes": 6 * 2**30, "memory_total_bytes": 24 * 2**30},
+            GpuFigure.MEMORY_USED_PERCENT,
+            25,
+        ),
+    ],
+)
+def test_a_figure_is_rounded_as_people_read_it(
+    readings: dict[str, int], figure: GpuFigure, value: int
+) -> None:
+    assert counted(a_report(**readings)) == {figure: {value: 1}}
+
+
+def test_a_missing_figure_counts_for_nothing() -> None:
+    report = a_report(utilization_permille=MissingReason.HUNG, memory_used_bytes=2**30)
+    assert counted(report) == {}
+
+
+def test_a_stale_host_counts_for_nothing() -> None:
+    assert counted(a_report(utilization_permille=500), now=10.0) == {}
+
+
+def test_packed_samples_take_the_place_of_the_reading() -> None:
+    series = SampleSeries(
+        gpu_index=3,
+        metric=FleetMetric.GPU_UTILIZATION_PERMILLE,
+        offset_microseconds=(900_000, 300_000, 300_000),
+        values=(0, 1000, 1000),
+    )
+    report = replace(a_report(utilization_permille=500), series=(series,))
+    assert counted(report) == {GpuFigure.UTILIZATION_PERCENT: {0: 1, 100: 2}}
+
+
+def test_a_report_that_is_seen_twice_counts_once() -> None:
+    view, samples = FleetView(FleetPolicy()), TierSamples()
+    view.apply(a_report(utilization_permille=500), 0.0, NOON)
+    for _ in range(3):
+        samples.observe(view.hosts(0.0))
+    (distribution,) = samples.take()
+    assert distribution.counts == {50: 1}
+    samples.observe(view.hosts(0.0))
+    assert samples.take() == ()
+
+
+def test_gpus_count_for_the_tier_of_the_server_that_names_them() -> None:
+    gpus = tuple(
+        GpuReading(gpu_uuid=f"GPU-{index}", index=index, utilization_permille=100 * index)
+        for index in range(3)
+    )
+    servers = (
+        make_server("a", Tier.GOLD, gpu_uuids=("GPU-2",)),
+        make_server("b", Tier.SILVER, gpu_uuids=("GPU-0", "GPU-1")),
+    )
+    view, samples = FleetView(FleetPolicy()), TierSamples()
+    view.apply(make_report("i-1", 1, *servers, gpus=gpus), 0.0, NOON)
+    samples.observe(view.hosts(0.0))
+    assert {each.tier: dict(each.counts) for each in samples.take()} == {
+        Tier.GOLD: {20: 1},
+        Tier.SILVER: {0: 1, 10: 1},
+    }
