@@ -436,8 +436,14 @@ def test_of_alerts_that_ended_only_the_last_are_remembered() -> None:
 
 def test_an_agent_that_makes_up_codes_does_not_fill_the_collector() -> None:
     fleet = Fleet()
-    for code in range(2000):
-        fleet.xid(0, xid=code)
+    events = [
+        GpuEvent(
+            sequence=code, kind=GpuEventKind.XID, time=NOON, xid=code, severity=Severity.CRITICAL
+        )
+        for code in range(1, 2001)
+    ]
+    for batch in range(0, 2000, 250):
+        fleet.book.take_events("i-1", "j", events[batch : batch + 250], moment(0))
     assert len(list(fleet.book.standing())) <= 512
     fleet.look(2000)
     assert fleet.standing() == set()

@@ -98,7 +98,7 @@ class AlertSettings:
         default=131_072,
         minimum=1,
         maximum=10_000_000,
-        help="GPU events held of all hosts, about 0.8 kB of memory each",
+        help="GPU events held of all hosts, about 0.6 kB of memory each",
     )
 
     def policy(self, *, skew_seconds: float) -> AlertPolicy:
