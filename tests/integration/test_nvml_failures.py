@@ -202,10 +202,7 @@ async def test_a_hung_gpu_is_timed_out_then_hung_then_back_and_delays_no_other(
     driver.add("gpu 0 hang all")
     first, second = await gpus.read_gpus()
     assert values_of(first) == {MissingReason.TIMEOUT}
-    await clock.advance(1)
-    first, second = await gpus.read_gpus()
-    assert values_of(first) == {MissingReason.TIMEOUT}
-    # The third reading is at most three seconds after the hang began.
+    # A hang begins at most a second before the first reading, so the second is within two.
     await clock.advance(1)
     first, second = await gpus.read_gpus()
     assert values_of(first) == {MissingReason.HUNG}
@@ -231,9 +228,9 @@ async def test_a_hang_that_holds_everything_leaves_no_gpu_fresh(
     gpus = NvmlGpus(clock=clock, timeout_seconds=0.3, discovery_seconds=1.0)
     await read_until(gpus, lambda readings: all(map(answers, readings)))
     driver.add(statements)
-    # With a lock, who gets it first may answer once more.
+    # With a lock, who gets it first may answer once more, and is stopped a reading later.
     await gpus.read_gpus()
-    for _ in range(3):
+    for _ in range(2):
         await clock.advance(1)
         readings = await gpus.read_gpus()
     assert [values_of(reading) for reading in readings] == [{MissingReason.HUNG}] * 2

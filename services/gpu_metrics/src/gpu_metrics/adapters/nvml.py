@@ -58,10 +58,11 @@ class NvmlGpus:
     """Reads all GPUs of the machine; without a driver there are none, and that is logged.
 
     A reading takes at most `timeout_seconds`. A GPU whose driver has not answered for
-    `hung_after_seconds` is hung; as long as readings are a second apart it is reported so within
-    3 s of the hang. The driver's sample rings are emptied every `ring_seconds`, processes and
-    memory errors are read every `slow_seconds`. GPUs are looked up again every `discovery_seconds`,
-    and sooner after one was lost or the driver went away.
+    `hung_after_seconds` is hung: with readings a second apart the second one that is not answered
+    says so, 2 s after the hang at most, and 3 s where a lock that one GPU's call holds stops the
+    others a reading later. The driver's sample rings are emptied every `ring_seconds`, processes
+    and memory errors are read every `slow_seconds`. GPUs are looked up again every
+    `discovery_seconds`, and sooner after one was lost or the driver went away.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class NvmlGpus:
         clock: Clock,
         timeout_seconds: float = 0.4,
         discovery_seconds: float = 30.0,
-        hung_after_seconds: float = 1.5,
+        hung_after_seconds: float = 0.9,
         ring_seconds: float = 1.0,
         slow_seconds: float = 10.0,
     ) -> None:
