@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2
+from gaming.gpu_metrics.v1 import events_pb2, fleet_pb2, gpu_metrics_pb2
 from gpu_metrics.testing import CollectorForTest, collector_for_test
 from localsuite.aws.account import seed_account
 from localsuite.aws.region import Region
@@ -157,6 +157,13 @@ async def test_a_spot_notice_reaches_the_view_before_the_host_goes() -> None:
 
         await until(noticed_or_gone)
         assert host_id in await suite.hosts()
+        told = suite.collector.fleet.WatchGpuEvents(events_pb2.WatchGpuEventsRequest(), timeout=60)
+        async for step in told:
+            if step.HasField("event"):
+                break
+        told.cancel()
+        assert step.position.host_id == host_id
+        assert step.event.kind == events_pb2.GPU_EVENT_KIND_SPOT_INTERRUPTION
 
         async def gone() -> bool:
             return host_id not in await suite.hosts()

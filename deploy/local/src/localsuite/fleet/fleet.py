@@ -19,6 +19,7 @@ from gpu_metrics.adapters.collector_link import CollectorLink
 from gpu_metrics.adapters.vllm_server import ScrapedServer, VllmServer
 from gpu_metrics.agent import Agent
 from gpu_metrics.domain.readings import Tier
+from gpu_metrics.journal import EventJournal
 from localsuite.fleet.gpu_host import SimulatedGpus, SimulatedHost, SimulatedHostIdentity
 from localsuite.fleet.instance_feed import (
     FleetInstance,
@@ -116,7 +117,8 @@ class SimulatedFleet:
         elif change is InstanceChange.GONE:
             await self._switch_off(instance.instance_id, failed=instance.failed)
         elif host := self._hosts.get(instance.instance_id):
-            host.identity.interruption_time = instance.termination_time
+            if instance.termination_time is not None:
+                host.identity.interrupt(instance.termination_time)
             log.info("interruption_notice", host_id=instance.instance_id)
 
     async def _switch_on(self, instance: FleetInstance) -> None:
@@ -129,7 +131,7 @@ class SimulatedFleet:
         cold_start = self._cold_start(instance, profile)
         server_id = f"{instance.tier}-{instance.instance_id[-8:]}"
         url = await self._servers.add_server(server_id, profile, cold_start=cold_start)
-        identity = SimulatedHostIdentity(instance)
+        identity = SimulatedHostIdentity(instance, self._clock)
         host = SimulatedHost(
             instance,
             server_id=server_id,
@@ -171,8 +173,11 @@ class SimulatedFleet:
             endpoint_url=url,
             model=model,
         )
+        journal = EventJournal()
         return Agent(
             host=identity,
+            journal=journal,
+            event_sources=[identity],
             gpus=[SimulatedGpus(self._servers, server_id)],
             servers=[
                 VllmServer(
@@ -189,6 +194,7 @@ class SimulatedFleet:
                     clock=self._clock,
                     jitter=self._random,
                     telemetry=self._telemetry,
+                    journal=journal,
                 )
                 for target, channel in self._channels.items()
             ],

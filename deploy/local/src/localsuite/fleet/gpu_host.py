@@ -6,8 +6,10 @@ from datetime import datetime
 
 from fleetsim.vllm_http import SimulatedFleetServer
 from gpu_metrics.agent import Agent
+from gpu_metrics.domain.gpu_events import GpuEventKind, ObservedEvent, Severity
 from gpu_metrics.domain.readings import GpuReading, Host, MissingReason, PurchaseOption
 from localsuite.fleet.instance_feed import FleetInstance
+from servicekit.clock import Clock
 
 __all__ = ["SimulatedGpus", "SimulatedHost", "SimulatedHostIdentity"]
 
@@ -15,9 +17,32 @@ __all__ = ["SimulatedGpus", "SimulatedHost", "SimulatedHostIdentity"]
 class SimulatedHostIdentity:
     """Tells the agent what instance it runs on, and of an interruption once there is a notice."""
 
-    def __init__(self, instance: FleetInstance) -> None:
+    def __init__(self, instance: FleetInstance, clock: Clock) -> None:
         self._instance = instance
-        self.interruption_time: datetime | None = instance.termination_time
+        self._clock = clock
+        self._interruption_time: datetime | None = None
+        # An instance is given one notice.
+        self._notices: asyncio.Queue[ObservedEvent] = asyncio.Queue()
+        if instance.termination_time is not None:
+            self.interrupt(instance.termination_time)
+
+    def interrupt(self, time: datetime) -> None:
+        """Give notice that the instance is taken back at `time`; the first notice is an event."""
+        if self._interruption_time is None:
+            self._notices.put_nowait(
+                ObservedEvent(
+                    kind=GpuEventKind.SPOT_INTERRUPTION,
+                    time=self._clock.now(),
+                    due_time=time,
+                    severity=Severity.CRITICAL,
+                    description="EC2 takes the Spot instance back: terminate",
+                )
+            )
+        self._interruption_time = time
+
+    async def next_event(self) -> ObservedEvent:
+        """Wait for the instance's notice."""
+        return await self._notices.get()
 
     async def read_host(self) -> Host:
         """Return the machine as it is now."""
@@ -28,7 +53,7 @@ class SimulatedHostIdentity:
             purchase_option=(
                 PurchaseOption.SPOT if self._instance.is_spot else PurchaseOption.ON_DEMAND
             ),
-            interruption_time=self.interruption_time,
+            interruption_time=self._interruption_time,
             simulated=True,
         )
 
