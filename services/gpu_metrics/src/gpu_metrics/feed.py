@@ -86,7 +86,7 @@ class FleetFeed:
         self._epoch = epoch
         self._heartbeat_seconds = heartbeat_seconds
         self._maintenance_seconds = maintenance_seconds
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Event | None = None
         self._aggregates: tuple[TierAggregate, ...] = ()
         self._aggregates_of: tuple[int, int] | None = None
         # Counted here and told at each look: an instrument costs as much as taking in a report.
@@ -146,7 +146,7 @@ class FleetFeed:
 
     async def changed(self) -> None:
         """Return once the view has changed after this call."""
-        await self._changed.wait()
+        await self._next_change().wait()
 
     async def maintain(self) -> None:
         """Mark silent hosts stale and drop expired ones, until cancelled."""
@@ -238,7 +238,7 @@ class FleetFeed:
             while not heartbeat.done():
                 if not self._view.changes_since(revision, self._advance(), tiers).empty:
                     return
-                changed = asyncio.ensure_future(self._changed.wait())
+                changed = asyncio.ensure_future(self._next_change().wait())
                 try:
                     await asyncio.wait({changed, heartbeat}, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -246,9 +246,16 @@ class FleetFeed:
         finally:
             heartbeat.cancel()
 
+    def _next_change(self) -> asyncio.Event:
+        if self._changed is None:
+            self._changed = asyncio.Event()
+        return self._changed
+
     def _wake_watchers(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+        # Mostly nobody waits: watchers sleep out their interval first.
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     def _current_aggregates(self, tiers: frozenset[Tier]) -> tuple[TierAggregate, ...]:
         now = self._advance()

@@ -108,7 +108,9 @@ class History:
         uuids = gpu_uuids(report.gpus)
         second = accepted.reading_second
         host = self._hosts.get(report.host.host_id)
-        topology = tuple([(s.server_id, s.tier, s.gpu_uuids) for s in report.servers])
+        topology: tuple[object, ...] = ()
+        if report.servers:
+            topology = tuple([(s.server_id, s.tier, s.gpu_uuids) for s in report.servers])
         if host is None or host.uuids != uuids or host.topology != topology:
             if host is not None:
                 self._flush(host)
@@ -148,7 +150,7 @@ class History:
         if host.second != second or len(host.pending) >= _MOST_PENDING:
             self._flush(host)
             host.second = second
-        self._newest = max(self._newest, second)
+            self._newest = max(self._newest, second)
         if len(told) < len(host.gpus) * len(GPU_METRICS):
             figures = gpu_history_figures(report.gpus)
             # The samples of a series are the same figure, told better.

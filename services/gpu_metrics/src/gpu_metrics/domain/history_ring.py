@@ -183,21 +183,19 @@ class Track:
             return False
         row = ring.read_row(place)
         for column, values in samples.items():
-            count: float = len(values)
+            at = column * _SECOND_FIELDS
+            count = len(values)
             if count == 1:
-                mean = minimum = maximum = values[0]
+                (mean,) = values
+                minimum = maximum = mean
             else:
                 mean, minimum, maximum = sum(values) / count, min(values), max(values)
-            at = column * _SECOND_FIELDS
             had = row[at]
             if had:
                 mean = (had * row[at + 1] + count * mean) / (had + count)
-                count = min(_MOST_SAMPLES, had + count)
+                count = min(_MOST_SAMPLES, int(had) + count)
                 minimum, maximum = min(minimum, row[at + 2]), max(maximum, row[at + 3])
             row[at : at + _SECOND_FIELDS] = (count, mean, minimum, maximum)
-        # Counts are whole numbers; packing wants them so.
-        for at in range(0, len(row), _SECOND_FIELDS):
-            row[at] = int(row[at])
         ring.write_row(place, row)
         return True
 

@@ -84,8 +84,7 @@ def moments_of(seconds: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(moments)
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedReport:
+class AcceptedReport(NamedTuple):
     """What of a report goes into the history.
 
     `reading_second` is when its newest readings were taken by the collector's clock, None when

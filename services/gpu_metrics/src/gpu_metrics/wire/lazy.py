@@ -78,7 +78,9 @@ class LazyGpus(LazySequence[GpuReading], PackedGpus):
     __slots__ = ()
 
     def __init__(self, messages: "Sequence[fleet_pb2.GpuSample]") -> None:
-        super().__init__(messages, gpu_from_message)
+        self.messages = messages
+        self._convert = gpu_from_message
+        self._converted = None
 
     def uuids(self) -> tuple[str, ...]:
         """Return the UUIDs in the order of the report."""
