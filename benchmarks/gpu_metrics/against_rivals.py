@@ -9,7 +9,8 @@ memory in use grows with the time, so each reading tells when it was taken. Then
 - burst capture: bursts of which some sample shows at least half. nvitop-exporter's page is polled
   once a second; the 30 s poller takes every thirtieth of those polls, over all thirty starts.
 - freshness: age of the newest reading of the GPUs that do not hang, once a second while one does.
-- driver calls: counted by the driver; cost: processor time of the process, by the kernel.
+- driver calls and the driver's share of the processor time: counted by the driver; the rest of the
+  process's time, which the kernel counts, is its own.
 - bytes: our reports as protobuf messages; the rival's page, which also tells of the host.
 
 A stand-in driver answers in microseconds: what a call costs on a GPU, and how long a real hang
@@ -98,18 +99,22 @@ class Program:
     driver: FakeDriver
     cpu_seconds: float = 0.0
     calls: int = 0
-    driver_seconds: float = 0.0
+    driver_cpu_seconds: float = 0.0
     resident_bytes: int = 0
     marked: tuple[float, int, float] = (0.0, 0, 0.0)
 
+    @property
+    def own_cpu_seconds(self) -> float:
+        """Processor time without what the driver spent of it."""
+        return max(0.0, self.cpu_seconds - self.driver_cpu_seconds)
+
     def _now(self) -> tuple[float, int, float]:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        # A wait for events is no work: it returns when there is one.
-        counts = [
-            count for name, count in self.driver.counts().items() if "EventSetWait" not in name
-        ]
         cpu = (int(fields[11]) + int(fields[12])) / _TICKS
-        return cpu, sum(each.calls for each in counts), sum(each.seconds for each in counts)
+        counts = self.driver.counts()
+        # A wait for events is no question; it returns when there is one or time is up.
+        calls = sum(each.calls for name, each in counts.items() if "EventSetWait" not in name)
+        return cpu, calls, sum(each.processor_seconds for each in counts.values())
 
     def mark(self) -> None:
         """Begin to measure."""
@@ -117,10 +122,10 @@ class Program:
 
     def measure(self) -> None:
         """End to measure."""
-        cpu_seconds, calls, driver_seconds = self._now()
+        cpu_seconds, calls, driver_cpu_seconds = self._now()
         self.cpu_seconds = cpu_seconds - self.marked[0]
         self.calls = calls - self.marked[1]
-        self.driver_seconds = driver_seconds - self.marked[2]
+        self.driver_cpu_seconds = driver_cpu_seconds - self.marked[2]
         status = Path(f"/proc/{self.pid}/status").read_text()
         self.resident_bytes = 1024 * int(re.findall(r"VmRSS:\s+(\d+)", status)[0])
 
@@ -356,10 +361,13 @@ def _print(what: str, told: str) -> None:
 
 def _print_cost(program: Program, run: Run) -> None:
     seconds = run.seconds
-    busy = program.driver_seconds / seconds
-    share = program.cpu_seconds / seconds
-    _print("driver calls", f"{program.calls / seconds:.0f} /s, in them {busy:.2%} of the time")
-    _print("CPU", f"{share:.2%} of a core, {share / run.gpus:.3%} per GPU")
+    own = program.own_cpu_seconds / seconds
+    _print("driver calls", f"{program.calls / seconds:.0f} /s")
+    _print(
+        "CPU of its own",
+        f"{own:.2%} of a core, {own / run.gpus:.3%} per GPU; "
+        f"of the driver {program.driver_cpu_seconds / seconds:.2%}",
+    )
     _print("resident memory", f"{program.resident_bytes / 1e6:.0f} MB")
 
 
@@ -413,7 +421,7 @@ def _print_rival(rival: Program, polls: Polls, run: Run) -> None:
 
 
 def _print_limits(agent: Program, run: Run) -> bool:
-    own = max(0.0, agent.cpu_seconds - agent.driver_seconds) / run.seconds
+    own = agent.own_cpu_seconds / run.seconds
     checks = [
         (
             f"agent's own CPU, {run.gpus} GPUs at 1 s: {own:.2%} of a core, limit 1 %",
