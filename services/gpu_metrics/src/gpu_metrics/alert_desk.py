@@ -5,6 +5,7 @@ in the way of reports, and those that come within a few milliseconds are judged 
 """
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
@@ -61,6 +62,7 @@ class AlertDesk:
         self._book = book
         self._clock = clock
         self._revision = 0
+        self._time_due = -math.inf
         self._log = ResumableLog[Changes](
             clock=clock, epoch=epoch, heartbeat_seconds=heartbeat_seconds
         )
@@ -98,8 +100,11 @@ class AlertDesk:
             present = {state.host.host_id for state in hosts}
             removed = tuple(each for each in self._book.host_ids() if each not in present)
             self._revision = max((state.revision for state in hosts), default=0)
-        told = (*self._book.look(hosts, removed, now), *self._book.pass_time(now))
-        self._tell(told)
+        self._tell(self._book.look(hosts, removed, now))
+        if now.monotonic >= self._time_due:
+            # It goes over all hosts, so not with every report.
+            self._time_due = now.monotonic + _LOOK_SECONDS
+            self._tell(self._book.pass_time(now))
 
     def take_events(self, report: HostReport, events: tuple[GpuEvent, ...]) -> None:
         """Judge new events of a host's journal."""

@@ -61,7 +61,7 @@ def findings_of(state: HostState, ecc: EccMemory, *, skew_seconds: float) -> Ite
     """Yield what a fresh host's last report shows; `ecc` is brought up to date by it."""
     report = state.report
     host_id = report.host.host_id
-    sample = str(round(report.sample_time.timestamp() * 1000))
+    sample = report.sample_time.isoformat(timespec="milliseconds")
     figures = gpu_alert_figures(report.gpus)
     for index, figure in enumerate(figures):
         if not figure.answers:

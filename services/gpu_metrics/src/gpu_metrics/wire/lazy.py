@@ -91,12 +91,18 @@ class LazyGpus(LazySequence[GpuReading], PackedGpus):
         return [
             GpuAlertFigures(
                 gpu.gpu_uuid,
-                gpu.HasField("utilization_permille")
-                or gpu.HasField("memory_used_bytes")
-                or gpu.HasField("power_milliwatts")
-                or gpu.HasField("temperature_celsius"),
+                # A figure that is not 0 is there; only a 0 may stand for one that is unset.
+                bool(
+                    gpu.memory_used_bytes
+                    or gpu.power_milliwatts
+                    or gpu.temperature_celsius
+                    or gpu.HasField("utilization_permille")
+                    or gpu.HasField("memory_used_bytes")
+                    or gpu.HasField("power_milliwatts")
+                    or gpu.HasField("temperature_celsius")
+                ),
                 gpu.clock_event_reasons,
-                gpu.ecc_uncorrected_total if gpu.HasField("ecc_uncorrected_total") else None,
+                gpu.ecc_uncorrected_total or (0 if gpu.HasField("ecc_uncorrected_total") else None),
                 gpu.driver_epoch,
             )
             for gpu in self.messages
