@@ -1,11 +1,9 @@
 """Reranking by the token vectors of the embedding model, without another model."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from knowledge_base.adapters.minilm_weights import MODEL_NAME
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
@@ -16,7 +14,6 @@ __all__ = ["RERANKER", "LateInteraction"]
 
 # Rises with the projection and the form of the codes, so that codes of two kinds never meet.
 RERANKER = "minilm-tokens-1"
-_REMEMBERED_QUERIES = 256
 
 
 class LateInteraction:
@@ -31,7 +28,6 @@ class LateInteraction:
 
     def __init__(self, model: OnnxEmbedder) -> None:
         self._model = model
-        self._queries: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
     @property
     def name(self) -> str:
@@ -55,17 +51,9 @@ class LateInteraction:
 
     async def score(self, query: str, passages: Sequence[bytes]) -> list[float]:
         """Returns the share of the query that each passage meets, 0..1, from their codes."""
-        return await asyncio.to_thread(met_share, await self._tokens(query), passages)
+        reading = await self._model.read_query(query)
+        return await asyncio.to_thread(met_share, reading.tokens, passages)
 
     def forget_texts(self) -> None:
-        """Forgets the queries whose tokens were remembered."""
-        self._queries.clear()
-
-    async def _tokens(self, query: str) -> NDArray[np.float32]:
-        known = self._queries.pop(query, None)
-        if known is None:
-            known = (await self._model.read_query(query)).tokens
-        self._queries[query] = known
-        while len(self._queries) > _REMEMBERED_QUERIES:
-            self._queries.popitem(last=False)
-        return known
+        """Forgets the queries that were read lately."""
+        self._model.forget_texts()

@@ -1,6 +1,7 @@
 """Sentence embeddings by all-MiniLM-L6-v2 in this process, through onnxruntime."""
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ MAXIMUM_TOKENS = 256
 _PADDED_TOKENS_PER_RUN = 256
 _QUERIES_WAITING = 64
 _QUERIES_PER_BATCH = 16
+_REMEMBERED_QUERIES = 256
 
 T = TypeVar("T")
 
@@ -76,6 +78,7 @@ class OnnxEmbedder:
         # One worker is left to queries while the others embed documents.
         self._executor = ThreadPoolExecutor(document_runs + 1, thread_name_prefix="embedder")
         self._documents = asyncio.Semaphore(document_runs)
+        self._read_lately: OrderedDict[str, Reading] = OrderedDict()
         self._queries = QueryBatches(
             partial(self._submit, self._vectors),
             largest=_QUERIES_PER_BATCH,
@@ -147,9 +150,19 @@ class OnnxEmbedder:
         return [readings[index] for index in range(len(texts))]
 
     async def read_query(self, text: str) -> Reading:
-        """Returns what the model makes of one text, ahead of waiting documents."""
-        (reading,) = await self._submit(self._read, [text])
-        return reading
+        """Returns what the model makes of one text, ahead of waiting documents.
+
+        A text that was embedded as a query lately needs no run.
+        """
+        known = self._read_lately.get(text)
+        if known is None:
+            (known,) = await self._submit(self._read, [text])
+            self._remember([text], [known])
+        return known
+
+    def forget_texts(self) -> None:
+        """Forgets the queries that were read lately."""
+        self._read_lately = OrderedDict()
 
     def close(self) -> None:
         """Waits for the run in progress, drops what waits."""
@@ -172,8 +185,17 @@ class OnnxEmbedder:
         return asyncio.get_running_loop().run_in_executor(self._executor, run, texts)
 
     def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        rows = [reading.vector for reading in self._read(texts)]
+        readings = self._read(texts)
+        self._remember(texts, readings)
+        rows = [reading.vector for reading in readings]
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimensions)
+
+    def _remember(self, texts: Sequence[str], readings: Sequence[Reading]) -> None:
+        # Another thread may put another one in its place meanwhile, never empty this one.
+        lately = self._read_lately
+        lately.update(zip(texts, readings, strict=True))
+        while len(lately) > _REMEMBERED_QUERIES:
+            lately.popitem(last=False)
 
     def _read(self, texts: Sequence[str]) -> list[Reading]:
         encodings = [self._tokenizer.encode(text) for text in texts]

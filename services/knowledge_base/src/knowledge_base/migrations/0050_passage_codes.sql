@@ -39,23 +39,6 @@ AS $$
         AND k.reranker = p_reranker
 $$;
 
--- The codes of a passage that a search found; NULL when there are none.
-CREATE FUNCTION codes_of_passage(
-    p_collection text, p_path text, p_start_line integer, p_end_line integer, p_text text,
-    p_reranker text
-) RETURNS bytea
-LANGUAGE sql STABLE
-SET search_path = knowledge_base, public, pg_temp
-AS $$
-    SELECT k.codes
-    FROM narrative_documents d
-    JOIN document_chunks c ON c.document_id = d.document_id
-    JOIN passage_codes k ON k.chunk_id = c.chunk_id AND k.reranker = p_reranker
-    WHERE d.collection = p_collection AND d.path = p_path
-        AND c.start_line = p_start_line AND c.end_line = p_end_line AND c.text = p_text
-    LIMIT 1
-$$;
-
 -- The service appends codes; they vanish with their passages.
 CREATE FUNCTION grant_passage_codes(p_role text) RETURNS void
 LANGUAGE plpgsql
