@@ -136,7 +136,7 @@ class ContextOptions:
         }
     )
     weights: Mapping[ContextSource, float] = field(default_factory=dict)
-    minimum_relevance: float = 0.15
+    minimum_relevance: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
