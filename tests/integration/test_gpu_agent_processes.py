@@ -14,10 +14,15 @@ import pytest
 from fake_driver import FakeDriver, build
 from metadata_service import MetadataService, served
 
-from gaming.gpu_metrics.v1 import events_pb2, fleet_pb2, gpu_metrics_pb2
+from gaming.gpu_metrics.v1 import events_pb2, fleet_pb2, gpu_metrics_pb2, processes_pb2
 from gpu_metrics.testing import CollectorForTest, collector_for_test
 
-ONE_GPU = "gpu 0 uuid GPU-a\ngpu 0 name NVIDIA L4\ngpu 0 utilization 42\n"
+ONE_GPU = f"""\
+gpu 0 uuid GPU-a
+gpu 0 name NVIDIA L4
+gpu 0 utilization 42
+gpu 0 process {os.getpid()} 1000000
+"""
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +175,7 @@ async def test_an_xid_survives_a_kill_of_the_agent_while_no_collector_is_there(
     assert (both[1].xid, both[1].sequence, both[1].xid_count) == (31, 2, 2)
 
 
-async def test_a_driver_that_was_replaced_ends_the_agent_with_a_status_of_its_own(
+async def test_processes_are_told_until_a_replaced_driver_ends_the_agent_with_its_own_status(
     library: Path, tmp_path: Path
 ) -> None:
     driver = FakeDriver(library, tmp_path)
@@ -180,6 +185,19 @@ async def test_a_driver_that_was_replaced_ends_the_agent_with_a_status_of_its_ow
         agent_of(tmp_path, driver, collector.address) as agent,
     ):
         await view_where(collector, lambda view: bool(view.gpus))
+        async with asyncio.timeout(60):
+            while True:
+                answer = await collector.fleet.GetGpuProcesses(
+                    processes_pb2.GetGpuProcessesRequest(host_id="i-1"), timeout=30
+                )
+                if answer.HasField("reading"):
+                    break
+                await asyncio.sleep(0.05)
+        (process,) = answer.reading.processes
+        assert (process.process_id, process.gpu_uuid) == (os.getpid(), "GPU-a")
+        assert process.name
+        # No ECS task of this machine's, whatever it is: that is said.
+        assert process.unknown_because
         driver.add("driver fail all 18")
         (event,) = await first_events(collector, 1)
         assert event.kind == events_pb2.GPU_EVENT_KIND_DRIVER_MISMATCH

@@ -146,6 +146,16 @@ async def test_a_sidecar_learns_its_service_from_the_metadata_of_its_task(tmp_pa
     assert (process.ecs_service, process.ecs_task_arn) == ("gold", ARN)
 
 
+async def test_a_process_with_a_name_that_cannot_be_shown_does_not_silence_its_host(
+    tmp_path: Path,
+) -> None:
+    in_container(tmp_path, 77)
+    (tmp_path / "77" / "comm").write_bytes(b"\x1b[2Jvllm\xff\0\n")
+    async with page_server(json.dumps(TASKS)) as agent, asking(agent) as ecs:
+        (process,) = await attributed(ecs, tmp_path, 77)
+    assert process.name == "[2Jvllm\N{REPLACEMENT CHARACTER}"
+
+
 async def test_what_is_not_known_is_said_and_not_guessed(tmp_path: Path) -> None:
     put_process(tmp_path, 1, "0::/system.slice/vllm.service\n")
     put_process(tmp_path, 2, "no control group")

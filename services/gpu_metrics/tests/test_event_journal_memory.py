@@ -101,6 +101,15 @@ async def test_xids_are_counted_anew_when_the_driver_was_loaded_anew() -> None:
     assert after.xid_count == 1
 
 
+async def test_an_event_is_made_such_that_every_collector_can_take_it() -> None:
+    strange = replace(
+        xid(2**32 + 31), description="a\0b" + "x" * 400, recommended_action="\u202e" + "y" * 400
+    )
+    (event,) = await EventJournal().append([strange])
+    assert (event.xid, event.description[:3], len(event.description)) == (31, "abx", 256)
+    assert event.recommended_action == "y" * 128
+
+
 async def test_a_disk_that_fails_costs_no_event_and_no_number_is_given_twice() -> None:
     journal = EventJournal(store=BrokenDisk(good=1))
     on_disk = journal.journal_id

@@ -29,6 +29,9 @@ __all__ = ["Agent"]
 
 log = structlog.get_logger(__name__)
 
+# As many as the protocol takes.
+_MOST_GPUS = 64
+
 
 class Agent:
     """Reports on one host for as long as it runs.
@@ -108,7 +111,7 @@ class Agent:
             servers = [group.create_task(source.read_server()) for source in self._servers]
             processes = group.create_task(self._read_processes())
         sample_time = self._clock.now()
-        found_gpus = merged_gpus([task.result() for task in gpus])
+        found_gpus = merged_gpus([task.result() for task in gpus])[:_MOST_GPUS]
         return HostReport(
             host=host.result(),
             boot_id=self._boot_id,

@@ -16,6 +16,7 @@ import structlog
 
 from gpu_metrics.domain.event_window import EventWindow
 from gpu_metrics.domain.gpu_events import GpuEvent, GpuEventKind, ObservedEvent
+from gpu_metrics.domain.plain_text import plain_text
 from gpu_metrics.domain.xid_counts import XidCounts
 
 __all__ = ["DEFAULT_BOUND", "EventBatch", "EventJournal", "JournalStore"]
@@ -178,11 +179,12 @@ def _numbered(
             sequence=first_sequence + position,
             kind=each.kind,
             time=each.time,
-            gpu_uuid=each.gpu_uuid,
-            xid=each.xid,
+            # An event that collectors must refuse would hold up all after it for ever.
+            gpu_uuid=plain_text(each.gpu_uuid, 80),
+            xid=each.xid & 0xFFFFFFFF,
             severity=each.severity,
-            recommended_action=each.recommended_action,
-            description=each.description,
+            recommended_action=plain_text(each.recommended_action, 128),
+            description=plain_text(each.description, 256),
             due_time=each.due_time,
             xid_count=count,
         )

@@ -9,6 +9,7 @@ import structlog
 
 from gpu_metrics.adapters.imds import InstanceMetadata, MetadataUnavailable
 from gpu_metrics.domain.gpu_events import GpuEventKind, ObservedEvent, Severity
+from gpu_metrics.domain.plain_text import plain_text
 from gpu_metrics.domain.readings import Host, PurchaseOption
 from gpu_metrics.journal import EventJournal
 from servicekit.clock import Clock
@@ -31,7 +32,7 @@ _WAITING_EVENTS = 16
 async def instance_id(metadata: InstanceMetadata) -> str:
     """Return the EC2 instance's id, empty where no metadata service answers."""
     try:
-        return (await metadata.read("instance-id") or "")[:128]
+        return plain_text(await metadata.read("instance-id") or "", 128)
     except MetadataUnavailable:
         return ""
 
@@ -93,10 +94,10 @@ class Ec2Host:
         host = self._host
         if not host.instance_type:
             instance_type = await self._metadata.read("instance-type") or ""
-            host = replace(host, instance_type=instance_type[:32])
+            host = replace(host, instance_type=plain_text(instance_type, 32))
         if not host.availability_zone:
             zone = await self._metadata.read("placement/availability-zone") or ""
-            host = replace(host, availability_zone=zone[:32])
+            host = replace(host, availability_zone=plain_text(zone, 32))
         if host.purchase_option is PurchaseOption.UNKNOWN:
             life_cycle = await self._metadata.read("instance-life-cycle") or ""
             option = _PURCHASE_OPTIONS.get(life_cycle, PurchaseOption.UNKNOWN)
@@ -131,7 +132,7 @@ class Ec2Host:
                 due_time=due,
                 severity=Severity.CRITICAL,
                 recommended_action="move the players elsewhere and let the host go",
-                description=f"EC2 takes the Spot instance back: {action[:32]}",
+                description=f"EC2 takes the Spot instance back: {plain_text(action, 32)}",
             ),
         )
 

@@ -15,6 +15,7 @@ import aiohttp
 import structlog
 
 from gpu_metrics.adapters.http_page import fetch_page
+from gpu_metrics.domain.plain_text import plain_text
 from gpu_metrics.domain.readings import MissingReason
 from servicekit.clock import Clock
 
@@ -143,4 +144,4 @@ def _rows(document: Any, name: str) -> list[Any]:
 
 def _text(document: Any, name: str) -> str:
     value = document.get(name) if isinstance(document, dict) else None
-    return value[:255] if isinstance(value, str) else ""
+    return plain_text(value, 255) if isinstance(value, str) else ""

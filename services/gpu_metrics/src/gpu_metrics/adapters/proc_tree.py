@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpu_metrics.domain.cgroup_path import ControlGroup, parse_control_groups
+from gpu_metrics.domain.plain_text import plain_text
 
 __all__ = ["ProcTree", "ProcessFacts"]
 
@@ -45,7 +46,7 @@ class ProcTree:
             return ProcessFacts(problem="the process's control group cannot be read")
         name = ""
         with suppress(OSError):
-            name = _read(directory / "comm").strip()[:64]
+            name = plain_text(_read(directory / "comm").strip(), 64)
         return ProcessFacts(
             name=name,
             group=group,

@@ -11,6 +11,8 @@ from servicekit.clock import Clock
 
 __all__ = ["ScrapedServer", "VllmServer"]
 
+_LONGEST_MODEL_NAME = 128
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScrapedServer:
@@ -111,7 +113,9 @@ class VllmServer:
                 time_to_first_token=metrics,
                 inter_token_latency=metrics,
             )
-        self._model = self._model or metrics.model
+        # A name that is cut would be another model's; one too long for a report is none.
+        if len(metrics.model) <= _LONGEST_MODEL_NAME and metrics.model.isprintable():
+            self._model = self._model or metrics.model
         return ModelServerReading(
             server_id=server.server_id,
             endpoint_url=server.endpoint_url,

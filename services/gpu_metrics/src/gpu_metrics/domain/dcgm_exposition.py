@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gpu_metrics.domain.plain_text import plain_text
 from gpu_metrics.domain.readings import CountReading, GpuReading, MissingReason
 
 __all__ = ["DcgmGpu", "parse_dcgm_page"]
@@ -86,7 +87,7 @@ def parse_dcgm_page(page: str) -> tuple[DcgmGpu, ...]:
             continue
         labels = dict(_LABEL.findall(label_text))
         uuid = labels.get("UUID", "")
-        if not 0 < len(uuid) <= 80 or labels.get("GPU_I_ID"):
+        if not 0 < len(uuid) <= 80 or not uuid.isprintable() or labels.get("GPU_I_ID"):
             continue
         if uuid not in values and len(values) == _MAXIMUM_GPUS:
             continue
@@ -131,7 +132,7 @@ def _gpu(
         GpuReading(
             gpu_uuid=uuid,
             index=min(int(index), 63) if index.isascii() and index.isdigit() else 0,
-            product_name=labels.get("modelName", "")[:96],
+            product_name=plain_text(labels.get("modelName", ""), 96),
             **figures,
         ),
         last_xid=None if isinstance(xid, MissingReason) or xid >= 2**32 else round(xid),
