@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 __all__ = ["AgentCost", "DriverCost", "FleetMetric", "SampleSeries"]
 
@@ -21,8 +22,7 @@ class FleetMetric(IntEnum):
     GENERATION_TOKENS_PER_SECOND = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleSeries:
+class SampleSeries(NamedTuple):
     """One figure of one GPU at several moments, in order of time.
 
     The first offset is before the report's sample time, each further one after the sample before;
