@@ -129,6 +129,17 @@ async def test_a_process_is_traced_to_its_task_by_the_hosts_ecs_agent(tmp_path: 
     )
 
 
+async def test_a_container_that_ecs_does_not_list_is_traced_to_its_task_by_its_path(
+    tmp_path: Path,
+) -> None:
+    put_process(tmp_path, 1, f"4:memory:/ecs/{TASK}/{'9' * 64}\n")
+    put_process(tmp_path, 2, f"4:memory:/ecs/{'8' * 32}/{'9' * 64}\n")
+    async with page_server(json.dumps(TASKS)) as agent, asking(agent) as ecs:
+        known, unknown = await attributed(ecs, tmp_path, 1, 2)
+    assert (known.ecs_task_arn, known.container_name, known.unknown_because) == (ARN, "", "")
+    assert unknown.unknown_because == f"nobody here knows the ECS task {'8' * 32}"
+
+
 async def test_a_sidecar_learns_its_service_from_the_metadata_of_its_task(tmp_path: Path) -> None:
     in_container(tmp_path, 77)
     async with (
@@ -203,7 +214,7 @@ async def test_without_an_ecs_agent_the_container_is_known_all_the_same(tmp_path
         (refused,) = await attributed(ecs, tmp_path, 77)
     assert late == refused
     assert refused.container_id == CONTAINER
-    assert refused.unknown_because == "there is no ECS agent to ask for the task"
+    assert refused.unknown_because == f"nobody here knows the ECS task {TASK}"
 
 
 async def test_ecs_is_asked_once_a_minute_and_soon_for_a_container_it_did_not_know() -> None:

@@ -155,7 +155,7 @@ class AttributedProcesses:
             container_id=facts.group.container_id,
             assigned_gpu_uuids=assigned_gpus(facts.visible_devices, uuids),
         )
-        container = self._ecs.find(facts.group.container_id)
+        container = self._ecs.find(facts.group.container_id, facts.group.ecs_task_id)
         if container is not None:
             return replace(
                 known,
@@ -163,6 +163,9 @@ class AttributedProcesses:
                 ecs_service=container.service,
                 container_name=container.name,
             )
+        if facts.group.ecs_task_id:
+            reason = f"nobody here knows the ECS task {facts.group.ecs_task_id}"
+            return replace(known, unknown_because=reason)
         if self._ecs.available:
             return replace(known, unknown_because="the container is of no ECS task of this host")
         return replace(known, unknown_because="there is no ECS agent to ask for the task")

@@ -8,7 +8,7 @@ of.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -28,7 +28,10 @@ _MOST_CONTAINERS = 4096
 
 @dataclass(frozen=True, slots=True)
 class EcsContainer:
-    """A container of a task; `service` is the task's family when it is of no service."""
+    """A container of a task; `service` is the task's family when it is of no service.
+
+    `name` is empty where the task is known and the container is not.
+    """
 
     task_arn: str
     service: str
@@ -99,9 +102,15 @@ class EcsTasks:
             self.cluster = cluster.rpartition("/")[2]
         return self.cluster
 
-    def find(self, container_id: str) -> EcsContainer | None:
-        """Return what ECS says of a container, None when it does not know it."""
-        return self._containers.get(container_id)
+    def find(self, container_id: str, task_id: str = "") -> EcsContainer | None:
+        """Return what ECS says of a container, or of its task, None when it knows neither."""
+        container = self._containers.get(container_id)
+        if container is not None or not task_id:
+            return container
+        for other in self._containers.values():
+            if other.task_arn.rpartition("/")[2] == task_id:
+                return replace(other, name="")
+        return None
 
     async def _document(self, url: str) -> Any:
         """Return a JSON document, None when there is none."""
