@@ -206,13 +206,15 @@ async def test_an_ecs_agent_that_talks_nonsense_names_no_task(tmp_path: Path, pa
 
 async def test_without_an_ecs_agent_the_container_is_known_all_the_same(tmp_path: Path) -> None:
     in_container(tmp_path, 77)
+    put_process(tmp_path, 78, f"0::/docker/{'9' * 64}\n")
     async with page_server() as agent:
         agent.hanging = True
         async with asking(agent) as ecs:
             (late,) = await attributed(ecs, tmp_path, 77)
     async with asking(agent) as ecs:
-        (refused,) = await attributed(ecs, tmp_path, 77)
+        refused, plain = await attributed(ecs, tmp_path, 77, 78)
     assert late == refused
+    assert plain.unknown_because == "there is no ECS agent to ask for the task"
     assert refused.container_id == CONTAINER
     assert refused.unknown_because == f"nobody here knows the ECS task {TASK}"
 
