@@ -353,6 +353,18 @@ def test_events_that_are_read_again_raise_what_still_matters_and_nothing_that_is
     assert fleet.xid(5000, when=4900) == [(AlertKind.XID, RAISED)]
 
 
+def test_an_old_event_raises_nothing_by_itself_for_its_end_may_not_have_arrived() -> None:
+    fleet = Fleet()
+    fleet.event(5000, GpuEventKind.GPU_LOST, when=100)
+    for second in (5000, 5004):
+        fleet.report(second)
+        assert fleet.look(second) == []
+    for second in (5005, 5009):
+        fleet.report(second, gpus=(failed_gpu(),))
+        told = fleet.look(second)
+    assert told == [(AlertKind.GPU_LOST, RAISED)]
+
+
 def test_two_collectors_that_see_the_same_give_the_same_ids_one_of_them_later() -> None:
     first, second = Fleet(), Fleet()
     for fleet, late in ((first, 0.0), (second, 40.0)):

@@ -87,8 +87,8 @@ class GpuEventPositions:
         try:
             for host_id, journal_id, sequence in json.loads(text or "[]"):
                 positions.take(str(host_id), str(journal_id), int(sequence))
-        except TypeError as error:
-            raise ValueError("not the text of positions") from error
+        except (TypeError, ValueError) as error:
+            raise ValueError("the text holds no positions of GPU events") from error
         return positions
 
     def dump(self) -> str:
