@@ -85,11 +85,14 @@ class GpuEventPositions:
         """
         positions = cls()
         try:
-            for host_id, journal_id, sequence in json.loads(text or "[]"):
-                positions.take(str(host_id), str(journal_id), int(sequence))
+            match json.loads(text or "[]"):
+                case [*entries]:
+                    for host_id, journal_id, sequence in entries:
+                        positions.take(str(host_id), str(journal_id), int(sequence))
+                    return positions
         except (TypeError, ValueError) as error:
             raise ValueError("the text holds no positions of GPU events") from error
-        return positions
+        raise ValueError("the text holds no positions of GPU events")
 
     def dump(self) -> str:
         """Returns the positions as text, to be stored with what was done so far."""
