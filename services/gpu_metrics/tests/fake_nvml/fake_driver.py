@@ -49,7 +49,8 @@ class FakeDriver:
 
     def own_calls(self, function: str) -> int:
         """Return how often this process called a function of the library, since it was loaded."""
-        count = ctypes.CDLL(str(self.library)).fakeNvmlCallCount
+        # By name, as whoever calls it does: of several copies the process has the first loaded.
+        count = ctypes.CDLL("libnvidia-ml.so.1").fakeNvmlCallCount
         count.restype = ctypes.c_ulonglong
         return int(count(function.encode()))
 
@@ -76,8 +77,9 @@ class FakeDriver:
         """Return the calls of all processes that keep their counts in this driver's file."""
         if not self.counts_path.exists():
             return {}
+        records = _RECORD.iter_unpack(self.counts_path.read_bytes())
         return {
             name.rstrip(b"\0").decode(): CallCount(calls, nanoseconds / 1e9, processor / 1e9)
-            for name, calls, nanoseconds, processor in _RECORD.iter_unpack(self.counts_path.read_bytes())
+            for name, calls, nanoseconds, processor in records
             if calls
         }

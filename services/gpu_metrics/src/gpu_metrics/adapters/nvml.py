@@ -159,6 +159,9 @@ class NvmlGpus:
         missing: list[tuple[str, int]] = []
         for gpu in self._gpus:
             found = gpu.processes()
+            if found is MissingReason.NOT_TOLD:
+                # Not asked yet.
+                continue
             if isinstance(found, MissingReason):
                 missing.append((gpu.found.uuid, found.value))
                 continue
@@ -284,6 +287,9 @@ class NvmlGpus:
             gpus.append(gpu)
         for gpu in by_uuid.values():
             if gpu.found.uuid.startswith("unidentified-"):
+                # The cost since the start does not go down with it.
+                self._driver.meter.calls += gpu.meter.calls
+                self._driver.meter.seconds += gpu.meter.seconds
                 gpu.close()
             else:
                 gpu.detach(MissingReason.LOST)

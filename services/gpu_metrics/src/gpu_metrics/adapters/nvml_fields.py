@@ -10,7 +10,14 @@ import pynvml
 from gpu_metrics.adapters.nvml_library import CallMeter, NvmlLibrary, reason_of
 from gpu_metrics.domain.readings import CountReading, MissingReason
 
-__all__ = ["FAST_FIELDS", "SLOW_FIELDS", "FieldBatch", "FieldValue"]
+__all__ = [
+    "FAST_FIELDS",
+    "FIELD_VALUE_BYTES",
+    "SLOW_FIELDS",
+    "FieldBatch",
+    "FieldValue",
+    "decode",
+]
 
 FAST_FIELDS: dict[str, int] = {
     "power_milliwatts": pynvml.NVML_FI_DEV_POWER_INSTANT,
@@ -37,6 +44,7 @@ SLOW_FIELDS: dict[str, int] = {
 
 # nvmlFieldValue_t: field, scope, timestamp, latency, value type, status, value.
 _FIELD_VALUE = struct.Struct("<IIqqIiQ")
+FIELD_VALUE_BYTES = _FIELD_VALUE.size
 _AS_UNSIGNED = {
     pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: lambda raw: raw & 0xFFFF_FFFF,
     pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: lambda raw: raw,
@@ -51,7 +59,8 @@ class FieldValue(NamedTuple):
     timestamp_microseconds: int
 
 
-def _decode(value_type: int, raw: int) -> CountReading:
+def decode(value_type: int, raw: int) -> CountReading:
+    """Return the number in the eight bytes of a value of this NVML type."""
     if (decode := _AS_UNSIGNED.get(value_type)) is not None:
         return int(decode(raw))
     packed = struct.pack("<Q", raw)
@@ -106,7 +115,7 @@ class FieldBatch:
 
 def _read(value_type: int, status: int, raw: int) -> CountReading:
     if status == pynvml.NVML_SUCCESS:
-        return _decode(value_type, raw)
+        return decode(value_type, raw)
     # A driver that is older than a field takes its number for a mistake.
     if status == pynvml.NVML_ERROR_INVALID_ARGUMENT:
         return MissingReason.UNSUPPORTED

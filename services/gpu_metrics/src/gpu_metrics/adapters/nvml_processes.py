@@ -13,7 +13,7 @@ import pynvml
 from gpu_metrics.adapters.nvml_library import CallMeter, NvmlLibrary, reason_of
 from gpu_metrics.domain.readings import MissingReason
 
-__all__ = ["ProcessList", "ProcessMemory"]
+__all__ = ["PROCESS_BYTES", "ProcessList", "ProcessMemory"]
 
 ProcessMemory: TypeAlias = tuple[int, int | None]
 """A process id and the bytes of device memory it holds, None when the driver does not tell."""
@@ -22,6 +22,7 @@ _MOST_PROCESSES = 1024
 _NOT_AVAILABLE = 2**64 - 1
 # nvmlProcessInfo_v2_t: process, memory, two instances that do not matter here.
 _PROCESS = struct.Struct("<I4xQ8x")
+PROCESS_BYTES = _PROCESS.size
 
 
 class ProcessList:

@@ -16,7 +16,7 @@ from gpu_metrics.adapters.nvml_library import CallMeter, NvmlLibrary, reason_of
 from gpu_metrics.domain.readings import CountReading, MissingReason
 from gpu_metrics.domain.samples import FleetMetric
 
-__all__ = ["MAXIMUM_SAMPLES", "SampleRing"]
+__all__ = ["MAXIMUM_SAMPLES", "SAMPLE_BYTES", "SampleRing"]
 
 MAXIMUM_SAMPLES = 512
 """Samples that a series of a report may hold; the oldest are given up beyond."""
@@ -27,6 +27,7 @@ _SECOND = 1_000_000
 _SHORT_SAMPLE = struct.Struct("<QI4x")
 _LONG_SAMPLE = struct.Struct("<QQ")
 _REAL_SAMPLE = struct.Struct("<Qd")
+SAMPLE_BYTES = _LONG_SAMPLE.size
 _LAYOUTS = {
     pynvml.NVML_VALUE_TYPE_DOUBLE: _REAL_SAMPLE,
     pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: _SHORT_SAMPLE,
