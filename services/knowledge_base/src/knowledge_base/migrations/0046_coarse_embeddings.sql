@@ -3,8 +3,9 @@
 -- A game writes the events of its worlds mixed, so in the table a world's vectors lie a page or so
 -- each. In the index story_events_coarse_embedding they lie in the order of the world, with the
 -- time and importance that a recall weighs, and a search reads it alone: 5,000 events are 640 pages
--- in place of 1,400 to 5,000. Full vectors are read for the few events that can come first; the
--- bound on what rounding changes (coarse_error, migration 0047) keeps searches exact.
+-- when it is new and 1,000 as a running game fills it, in place of 1,400 to 5,000. Full vectors are
+-- read for the few events that can come first; the bound on what rounding changes (coarse_error,
+-- migration 0047) keeps searches exact.
 --
 -- An entry of a B-tree takes at most a third of a page, so there is no such index for vectors of
 -- more than 1,280 dimensions. The functions give the same answers without it, from the table.

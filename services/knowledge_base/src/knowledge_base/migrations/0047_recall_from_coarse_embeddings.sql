@@ -271,21 +271,40 @@ BEGIN
         ];
     END IF;
 
-    RETURN QUERY
-    SELECT
-        e.sequence, e.event_id, e.text, e.kind, e.participants, e.occur_time, e.record_time,
-        e.importance,
-        exp(greatest(-700, least(0, (
-            (
-                SELECT date_part('epoch', l.occur_time) FROM story_events l
-                WHERE l.world_id = p_world ORDER BY l.occur_time DESC LIMIT 1
-            ) - date_part('epoch', e.occur_time)
-        ) * ln(0.5::double precision) / p_half_life_seconds))),
-        -(e.embedding <#> p_embedding)
-    FROM story_events e
-    WHERE e.world_id = p_world AND (v_nearest IS NULL OR e.sequence = ANY (v_nearest))
-    ORDER BY greatest(-1, least(0, e.embedding <#> p_embedding)), e.sequence DESC
-    LIMIT p_limit;
+    -- One statement for both would get one plan for both, which reads the whole world.
+    IF v_nearest IS NULL THEN
+        RETURN QUERY
+        SELECT
+            e.sequence, e.event_id, e.text, e.kind, e.participants, e.occur_time, e.record_time,
+            e.importance,
+            exp(greatest(-700, least(0, (
+                (
+                    SELECT date_part('epoch', l.occur_time) FROM story_events l
+                    WHERE l.world_id = p_world ORDER BY l.occur_time DESC LIMIT 1
+                ) - date_part('epoch', e.occur_time)
+            ) * ln(0.5::double precision) / p_half_life_seconds))),
+            -(e.embedding <#> p_embedding)
+        FROM story_events e
+        WHERE e.world_id = p_world
+        ORDER BY greatest(-1, least(0, e.embedding <#> p_embedding)), e.sequence DESC
+        LIMIT p_limit;
+    ELSE
+        RETURN QUERY
+        SELECT
+            e.sequence, e.event_id, e.text, e.kind, e.participants, e.occur_time, e.record_time,
+            e.importance,
+            exp(greatest(-700, least(0, (
+                (
+                    SELECT date_part('epoch', l.occur_time) FROM story_events l
+                    WHERE l.world_id = p_world ORDER BY l.occur_time DESC LIMIT 1
+                ) - date_part('epoch', e.occur_time)
+            ) * ln(0.5::double precision) / p_half_life_seconds))),
+            -(e.embedding <#> p_embedding)
+        FROM story_events e
+        WHERE e.world_id = p_world AND e.sequence = ANY (v_nearest)
+        ORDER BY greatest(-1, least(0, e.embedding <#> p_embedding)), e.sequence DESC
+        LIMIT p_limit;
+    END IF;
     IF NOT FOUND THEN
         PERFORM enter_existing_world(p_world);
     END IF;
