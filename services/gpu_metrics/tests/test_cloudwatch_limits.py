@@ -66,7 +66,7 @@ numbers = st.floats(min_value=-(2.0**360), max_value=2.0**360)
 
 @st.composite
 def data(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Data as long and as awkward to encode as PutMetricData allows, few kinds many times over."""
+    """Data as awkward to encode as PutMetricData allows, few kinds many times over."""
     kinds = []
     for _ in range(draw(st.integers(1, 3))):
         datum: dict[str, Any] = {
@@ -85,11 +85,22 @@ def data(draw: st.DrawFn) -> list[dict[str, Any]]:
         else:
             datum["Value"] = draw(numbers)
         kinds.append(datum)
-    return kinds * draw(st.integers(0, 700))
+    return kinds * draw(st.integers(0, 150))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+SMALL: dict[str, Any] = {"MetricName": "m", "Value": 1.0, "Unit": "Count"}
+LARGE: dict[str, Any] = {
+    "MetricName": "m",
+    "Dimensions": [{"Name": "Tier", "Value": "ü" * 255}],
+    "Values": [-1.0123456789012345e-300] * 150,
+    "Counts": [1.0] * 150,
+}
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data())
+@example([SMALL] * 1001)
+@example([LARGE] * 80)
 def test_no_request_is_over_a_limit_and_none_loses_a_datum(data: list[dict[str, Any]]) -> None:
     batches = list(request_batches(data))
     assert [datum for batch in batches for datum in batch] == data
