@@ -129,9 +129,10 @@ async def test_a_burst_of_a_sixth_of_a_second_is_seen_whenever_the_gpus_are_read
     gpus: NvmlGpus, driver: FakeDriver, clock: FakeClock
 ) -> None:
     started = time.time_ns() // 1000 - 30_000_000
-    # One burst each 900 ms, never in phase with the ring: half of it at least falls in one sample.
+    # Never in phase with the ring, so a burst falls into two samples, half of it at least into one.
+    # Whenever a second begins and ends, one burst is within it as a whole.
     driver.write(
-        scenario(1, utilization="burst 0 100 900 166.667 53") + f"driver started {started}\n"
+        scenario(1, utilization="burst 0 100 450 166.667 53") + f"driver started {started}\n"
     )
     await gpus.read_gpus()
     gpus.take_series(datetime.now(UTC))
@@ -157,7 +158,11 @@ async def test_a_burst_of_a_sixth_of_a_second_is_seen_whenever_the_gpus_are_read
 async def test_no_sample_is_taken_twice_and_none_is_left_out(
     gpus: NvmlGpus, driver: FakeDriver, clock: FakeClock
 ) -> None:
-    driver.write(scenario(1) + f"driver started {time.time_ns() // 1000 - 30_000_000}\n")
+    # A ring that holds more than a busy machine lets wait.
+    driver.write(
+        f"{scenario(1)}driver started {time.time_ns() // 1000 - 30_000_000}\n"
+        "gpu 0 ring power 20 2000\n"
+    )
     await gpus.read_gpus()
     gpus.take_series(datetime.now(UTC))
     moments: list[int] = []
