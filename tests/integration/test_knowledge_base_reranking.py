@@ -177,7 +177,9 @@ async def test_an_edit_prepares_one_passage_and_keeps_the_codes_of_the_others(
         assert (await ingest(running, [("tides.md", edited)])).embedded_chunks == 1
         assert len(reranker.prepared) == len(embedder.embedded) == 4
         found = await search(running, "who mends the sea walls in early spring?")
+        (unchanged, *_) = await search(running, "when is the bell rung?")
     assert "early spring" in found[0].text
+    assert unchanged.reranker_score == pytest.approx(1.0)
     assert all(each.HasField("reranker_score") for each in found)
     assert await count(database, "passage_codes") == await count(database, "document_chunks") == 3
 
