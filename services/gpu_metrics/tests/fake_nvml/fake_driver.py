@@ -7,6 +7,8 @@ A process that was started with `driver.environ()` finds the stand-in under the 
 """
 
 import ctypes
+import fcntl
+import shutil
 import struct
 import subprocess
 from collections.abc import Mapping
@@ -28,10 +30,19 @@ class CallCount:
 
 
 def build(directory: Path) -> Path:
-    """Compile the library into `directory` and return its path; needs make and a C compiler."""
-    command = ["make", "--silent", "-C", str(Path(__file__).parent), f"OUTPUT={directory}"]
-    subprocess.run(command, check=True, timeout=300)
-    return directory / "libnvidia-ml.so.1"
+    """Put the library into `directory` and return its path; needs make and a C compiler.
+
+    It is compiled once, beside its sources, however many tests and test processes ask for it.
+    """
+    sources = Path(__file__).parent
+    compiled = sources / "build"
+    compiled.mkdir(exist_ok=True)
+    command = ["make", "--silent", "-C", str(sources), f"OUTPUT={compiled}"]
+    with (compiled / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        subprocess.run(command, check=True, timeout=300)
+        directory.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(compiled / "libnvidia-ml.so.1", directory))
 
 
 class FakeDriver:
