@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import numpy as np
@@ -84,7 +85,7 @@ async def ingest(
 
 
 async def search(
-    running: RunningKnowledgeBase, query: str, **options: int
+    running: RunningKnowledgeBase, query: str, **options: Any
 ) -> list[lore_pb2.SearchResult]:
     request = lore_pb2.SearchRequest(query=query, **options)
     return list((await running.stub.Search(request, timeout=TIMEOUT_SECONDS)).results)

@@ -60,7 +60,7 @@ SCORE_TOLERANCE = 1e-5
 PLACES = ("mill", "weir", "tollgate", "chapel", "ferry", "orchard", "quarry", "inn")
 DEEDS = ("lit a lamp", "hid a letter", "paid the toll", "rang the bell", "mended a net")
 QUERIES = ("Who lit a lamp at the mill?", "letter hidden in the orchard", "bell of the chapel")
-WORKER = Path(__file__).parent / "embedding_fill_worker.py"
+WORKER = Path(__file__).parents[1] / "embedding_fill_worker.py"
 
 
 def new_id() -> str:
