@@ -1,11 +1,9 @@
 """The pages for Prometheus and the OTLP export of a collector that runs, read by real readers."""
 
 import asyncio
-import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -19,6 +17,10 @@ from opentelemetry.proto.collector.metrics.v1 import (
     metrics_service_pb2,
     metrics_service_pb2_grpc,
 )
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from gpu_metrics.adapters.prometheus import serve_prometheus
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
@@ -37,51 +39,19 @@ from servicekit.telemetry import Telemetry, TelemetrySettings
 from servicekit.testing import FakeClock
 
 CLOCK = SystemClock()
-RIVALS_PYTHON = Path(__file__).resolve().parents[2] / ".tool/rivals/bin/python"
-
-READ_WITH_PROMETHEUS = """
-import json, sys
-kind = sys.argv[1]
-if kind == "openmetrics":
-    from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
-else:
-    from prometheus_client.parser import text_string_to_metric_families as parse
-families = {
-    family.name: {
-        "type": family.type,
-        "unit": family.unit,
-        "samples": [[s.name, s.labels, s.value] for s in family.samples],
-    }
-    for family in parse(sys.stdin.read())
-}
-json.dump(families, sys.stdout)
-"""
-
-
-def prometheus_python() -> str:
-    """An interpreter that has prometheus_client: this one, or that of the benchmarks' rivals."""
-    if importlib.util.find_spec("prometheus_client"):
-        return sys.executable
-    if RIVALS_PYTHON.exists():
-        found = subprocess.run(
-            [RIVALS_PYTHON, "-c", "import prometheus_client"], check=False, timeout=60
-        )
-        if found.returncode == 0:
-            return str(RIVALS_PYTHON)
-    pytest.skip("prometheus_client is not installed; `make rivals` installs it")
 
 
 def parsed(page: str, kind: str) -> dict[str, Any]:
-    result = subprocess.run(
-        [prometheus_python(), "-c", READ_WITH_PROMETHEUS, kind],
-        input=page,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-    assert result.returncode == 0, result.stderr
-    return dict(json.loads(result.stdout))
+    """What Prometheus's own reader makes of a page."""
+    parse = parse_openmetrics if kind == "openmetrics" else parse_text
+    return {
+        family.name: {
+            "type": family.type,
+            "unit": family.unit,
+            "samples": [[s.name, s.labels, s.value] for s in family.samples],
+        }
+        for family in parse(page)
+    }
 
 
 def a_gpu(host: int, index: int, **readings: Any) -> GpuReading:
