@@ -125,11 +125,11 @@ def judge(
     p99_floor_seconds: float = 0.5,
     maximum_turned_away: float = 0.0,
 ) -> None:
-    """Tells the figures and holds the medians to the limits."""
+    """Tells the figures; holds the most memory to its limit, and the medians of the rest."""
     for name in Toll.__slots__:
         record(name, f"{median(getattr(toll, name) for toll in tolls):.3f}")
         print(f"  {name}: " + ", ".join(f"{getattr(toll, name):.3f}" for toll in tolls))
-    assert median(toll.grown_mebibytes for toll in tolls) < maximum_mebibytes
+    assert max(toll.grown_mebibytes for toll in tolls) < maximum_mebibytes
     assert median(toll.cpu_seconds for toll in tolls) < maximum_cpu_seconds
     assert median(toll.turned_away for toll in tolls) <= maximum_turned_away
     quiet = median(toll.quiet_p99_seconds for toll in tolls)
@@ -233,7 +233,8 @@ class Flood:
     Of 5,000 unfinished streams gRPC's core keeps 15 kB for each of the 250 that it lets wait to be
     looked at, and we 50 kB for each of 16 more. While the core has its 250, which is as long as the
     flood comes in, it ends any further call, with CANCELLED, whoever makes it: some of the others'
-    calls are among them. Callers through the suite's channel do not notice, as it repeats them.
+    calls are among them. Callers through the suite's channel lose none, as it repeats them, but all
+    wait: their P99 does not hold, and the two seconds here only say that nobody is starved.
 
     The CPU limits are for a machine that is busy otherwise; what gRPC without our settings takes
     for PINGs is above 15 s.
