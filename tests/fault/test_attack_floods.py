@@ -258,7 +258,7 @@ FLOODS = {
         lambda address: continuation_flood(address, LARGE_HEADERS, 60_000_000), 50, 4
     ),
     "empty CONTINUATION": Flood(lambda address: continuation_flood(address, b"", 2_000_000), 50, 4),
-    "unfinished streams": Flood(lambda address: unfinished_streams(address, 50), 10, 12, 0.5, 0.1),
+    "unfinished streams": Flood(lambda address: unfinished_streams(address, 50), 10, 12, 2.0, 0.1),
 }
 
 
