@@ -22,7 +22,7 @@ from ai_router.testing.scripted_model_server import Script, ScriptedModelServer,
 from gamekeeper.addresses import Addresses
 from gamekeeper.call_errors import CallFailed
 from gamekeeper.client import GamekeeperClient
-from gamekeeper.story_context import CitationKind
+from gamekeeper.story_context import CitationKind, StoryContext
 from gamekeeper.story_ports import AlreadyRecorded, MemoryAway, StoryEvent, StoryMemory
 from gamekeeper.story_services import KnowledgeBaseMemory
 from gamekeeper.story_testing import InMemoryStoryMemory
@@ -136,7 +136,7 @@ async def test_without_the_knowledge_base_the_story_goes_on(suite: Suite) -> Non
         storyteller = gamekeeper.storyteller("6f0b6c39-6a38-4c1c-a9b8-4f6f2a7f4c11")
         turn = await storyteller.tell("I wave.")
     assert turn.text == "You wait."
-    assert Degradation.NO_RECALL in turn.degradations
+    assert Degradation.NO_CONTEXT in turn.degradations
     assert Degradation.NOT_RECORDED in turn.degradations
     assert storyteller.pending_turns == 1
 
@@ -223,17 +223,27 @@ async def test_every_memory_keeps_its_promises(suite: Suite, kind: str) -> None:
     assert [event.event_id for event in again] == [event.event_id for event in recorded]
     with pytest.raises(AlreadyRecorded):
         await memory.record(world_id, [StoryEvent(text="other")], request_id)
-    recent = await memory.recent(world_id, 10)
-    assert [event.text for event in recent] == [event.text for event in reversed(events)]
-    assert recent[1].participants == ("Oren",)
-    assert recent[1].kind == "player"
-    best = await memory.recall(world_id, "Who has the lantern", 1)
-    assert [event.event_id for event in best] == [recorded[0].event_id]
-    assert list(await memory.search("lantern", 3)) == []
+    context = await memory.context(
+        world_id, "Who has the lantern", characters=("Oren",), token_budget=500, recent_events=10
+    )
+    assert [each.text for each in context.citations] == [event.text for event in events]
+    assert [each.source for each in context.citations] == [each.event_id for each in recorded]
+    assert all(f"[{each.label}]" in context.text for each in context.citations)
+    assert 0 < context.tokens <= 500
+    recalled = await memory.context(
+        world_id, "Who has the lantern", characters=(), token_budget=500, recent_events=0
+    )
+    assert recalled.citations[0].source == recorded[0].event_id
+    nothing = await memory.context(
+        world_id, "Who has the lantern", characters=(), token_budget=1, recent_events=10
+    )
+    assert nothing == StoryContext()
 
 
 async def test_a_knowledge_base_that_is_away_is_told_as_such(suite: Suite) -> None:
     away = Addresses(knowledge_base="127.0.0.1:9")
     async with GamekeeperClient.open(away, environ={}) as gamekeeper:
         with pytest.raises(MemoryAway):
-            await KnowledgeBaseMemory(gamekeeper.knowledge_base).recent("w", 1)
+            await KnowledgeBaseMemory(gamekeeper.knowledge_base).context(
+                "w", "lantern", characters=(), token_budget=100, recent_events=1
+            )

@@ -11,8 +11,9 @@ import grpc.aio
 import pytest
 
 from gamekeeper.call_errors import CallFailed
-from gamekeeper.story_ports import LorePassage, StoryEvent
-from gamekeeper.story_testing import InMemoryStoryMemory, ScriptedNarrator
+from gamekeeper.story_context import StoryContext
+from gamekeeper.story_ports import StoryEvent
+from gamekeeper.story_testing import InMemoryStoryMemory, LorePassage, ScriptedNarrator
 from gamekeeper.storyteller import (
     ContextReady,
     Degradation,
@@ -25,10 +26,7 @@ from gamekeeper.storyteller import (
 WORLD = "w1"
 LAMP_LORE = LorePassage(
     text="The lamp of Harrowmere is lit by the ferryman.",
-    path="places.md",
-    heading_path=("Places", "Harrowmere"),
-    start_line=12,
-    end_line=14,
+    source="places.md > Places > Harrowmere > 12",
 )
 
 
@@ -85,6 +83,24 @@ async def test_another_storyteller_goes_on_where_the_first_stopped() -> None:
     assert prompt.count("I give the lantern to Oren") == 1
 
 
+async def test_the_player_is_there_and_the_budget_is_the_policys() -> None:
+    asked: list[tuple[str, dict[str, object]]] = []
+
+    class Listening(InMemoryStoryMemory):
+        async def context(self, world_id: str, query: str, **options: object) -> StoryContext:
+            asked.append((query, options))
+            return StoryContext()
+
+    teller = storyteller(Listening(), context_tokens=70, recent_events=3)
+    await teller.tell("I wave", player="Ysra")
+    await teller.tell("I wave back")
+    limits = {"token_budget": 70, "recent_events": 3}
+    assert asked == [
+        ("I wave", {"characters": ("Ysra",), **limits}),
+        ("I wave back", {"characters": (), **limits}),
+    ]
+
+
 async def test_another_worlds_past_is_never_told() -> None:
     memory, narrator = InMemoryStoryMemory(), ScriptedNarrator()
     await memory.record("w2", [StoryEvent(text="I give the lantern to Oren")], "r")
@@ -123,9 +139,7 @@ async def test_without_its_memory_the_story_goes_on_and_says_so(how: str) -> Non
     assert turn.citations == ()
     assert not turn.recorded
     assert turn.degradations == (
-        Degradation.NO_RECENT,
-        Degradation.NO_RECALL,
-        Degradation.NO_LORE,
+        Degradation.NO_CONTEXT,
         Degradation.NOT_RECORDED,
     )
     assert teller.pending_turns == 1
@@ -204,7 +218,7 @@ async def test_texts_longer_than_an_event_are_shortened_in_memory_only() -> None
 
 
 class RefusingMemory(InMemoryStoryMemory):
-    async def recall(self, world_id: str, query: str, limit: int) -> list[StoryEvent]:
+    async def context(self, world_id: str, query: str, **options: object) -> StoryContext:
         raise failed_call(grpc.StatusCode.NOT_FOUND)
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from gamekeeper.story_context import StoryContext
 from gaming.ai_router.v1 import ai_router_pb2
 
 __all__ = [
     "AlreadyRecorded",
-    "LorePassage",
     "MemoryAway",
     "Narrator",
     "StoryEvent",
@@ -38,33 +38,30 @@ class StoryEvent:
     occur_time: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LorePassage:
-    """A passage of lore and where it stands; `heading_path` goes from the title down."""
-
-    text: str
-    path: str
-    heading_path: tuple[str, ...]
-    start_line: int
-    end_line: int
-
-
 class StoryMemory(Protocol):
     """Remembers what happened in worlds, and the lore that all worlds share.
 
     Every method raises MemoryAway when the memory cannot be had, and CallFailed when it refuses.
     """
 
-    async def recall(self, world_id: str, query: str, limit: int) -> Sequence[StoryEvent]:
-        """Returns the world's events that matter to the query, best first."""
-        ...
+    async def context(
+        self,
+        world_id: str,
+        query: str,
+        *,
+        characters: Sequence[str],
+        token_budget: int,
+        recent_events: int,
+    ) -> StoryContext:
+        """Returns what a narrator should know of the world and its lore, each thing once.
 
-    async def recent(self, world_id: str, limit: int) -> Sequence[StoryEvent]:
-        """Returns the world's latest events, newest first."""
-        ...
-
-    async def search(self, query: str, limit: int) -> Sequence[LorePassage]:
-        """Returns the passages of lore that matter to the query, best first."""
+        Args:
+            world_id: names the world.
+            query: what the player does or says.
+            characters: who is there; what they took part in matters more.
+            token_budget: most tokens of the text.
+            recent_events: how many of the latest events are looked at, whatever they are about.
+        """
         ...
 
     async def record(

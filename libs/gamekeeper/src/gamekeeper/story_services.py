@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from datetime import UTC
 
 from gamekeeper.call_errors import CallFailed, calls_to
-from gamekeeper.story_ports import AlreadyRecorded, LorePassage, MemoryAway, StoryEvent
+from gamekeeper.story_context import Citation, CitationKind, StoryContext
+from gamekeeper.story_ports import AlreadyRecorded, MemoryAway, StoryEvent
 from gaming.ai_router.v1 import ai_router_pb2, ai_router_pb2_grpc
-from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc, lore_pb2, story_pb2
+from gaming.knowledge_base.v1 import context_pb2, knowledge_base_pb2_grpc, story_pb2
 
 __all__ = ["KnowledgeBaseMemory", "RouterNarrator"]
 
@@ -29,37 +30,30 @@ class KnowledgeBaseMemory:
         self._stub = stub
         self._timeout_seconds = timeout_seconds
 
-    async def recall(self, world_id: str, query: str, limit: int) -> Sequence[StoryEvent]:
-        """Returns the world's events that matter to the query, best first."""
-        request = story_pb2.RecallRequest(
-            world_id=world_id, query=query[:_LONGEST_QUERY_CHARACTERS], limit=limit
+    async def context(
+        self,
+        world_id: str,
+        query: str,
+        *,
+        characters: Sequence[str],
+        token_budget: int,
+        recent_events: int,
+    ) -> StoryContext:
+        """Returns what a narrator should know of the world and its lore, each thing once."""
+        request = context_pb2.BuildContextRequest(
+            world_id=world_id,
+            query=query[:_LONGEST_QUERY_CHARACTERS],
+            characters=characters,
+            token_budget=token_budget,
+            recent_events=recent_events,
         )
         with _memory_calls():
-            response = await self._stub.Recall(request, timeout=self._timeout_seconds)
-        return [_event(recalled.event) for recalled in response.events]
-
-    async def recent(self, world_id: str, limit: int) -> Sequence[StoryEvent]:
-        """Returns the world's latest events, newest first."""
-        request = story_pb2.ListEventsRequest(world_id=world_id, page_size=limit)
-        with _memory_calls():
-            response = await self._stub.ListEvents(request, timeout=self._timeout_seconds)
-        return [_event(event) for event in response.events]
-
-    async def search(self, query: str, limit: int) -> Sequence[LorePassage]:
-        """Returns the passages of lore that matter to the query, best first."""
-        request = lore_pb2.SearchRequest(query=query[:_LONGEST_QUERY_CHARACTERS], limit=limit)
-        with _memory_calls():
-            response = await self._stub.Search(request, timeout=self._timeout_seconds)
-        return [
-            LorePassage(
-                text=result.text,
-                path=result.citation.path,
-                heading_path=tuple(result.citation.heading_path),
-                start_line=result.citation.start_line,
-                end_line=result.citation.end_line,
-            )
-            for result in response.results
-        ]
+            built = await self._stub.BuildContext(request, timeout=self._timeout_seconds)
+        return StoryContext(
+            text=built.text,
+            citations=tuple(_citation(part) for part in built.parts),
+            tokens=built.tokens,
+        )
 
     async def record(
         self, world_id: str, events: Sequence[StoryEvent], request_id: str
@@ -114,6 +108,19 @@ def _memory_calls() -> Iterator[None]:
         if failure.is_away:
             raise MemoryAway(failure.message) from failure
         raise
+
+
+def _citation(part: context_pb2.ContextPart) -> Citation:
+    match part.WhichOneof("cited"):
+        case "lore":
+            kind = CitationKind.LORE
+            lore = part.lore
+            source = " > ".join((lore.path, *lore.heading_path, str(lore.start_line)))
+        case "concept":
+            kind, source = CitationKind.CONCEPT, part.concept.name
+        case _:
+            kind, source = CitationKind.MEMORY, part.event.event_id
+    return Citation(label=part.label, kind=kind, text=part.text, source=source)
 
 
 def _event(event: story_pb2.StoryEvent) -> StoryEvent:

@@ -6,13 +6,23 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
-from gamekeeper.story_ports import AlreadyRecorded, LorePassage, MemoryAway, StoryEvent
+from gamekeeper.story_context import Citation, CitationKind, StoryContext
+from gamekeeper.story_ports import AlreadyRecorded, MemoryAway, StoryEvent
 from gaming.ai_router.v1 import ai_router_pb2
 
-__all__ = ["InMemoryStoryMemory", "ScriptedNarrator"]
+__all__ = ["InMemoryStoryMemory", "LorePassage", "ScriptedNarrator"]
 
 _BEGINNING = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class LorePassage:
+    """A passage of lore; `source` is its `path > heading > line`."""
+
+    text: str
+    source: str
 
 
 @dataclass(slots=True)
@@ -31,22 +41,36 @@ class InMemoryStoryMemory:
     events: dict[str, list[StoryEvent]] = field(default_factory=dict)
     _requests: dict[tuple[str, str], list[StoryEvent]] = field(default_factory=dict)
 
-    async def recall(self, world_id: str, query: str, limit: int) -> Sequence[StoryEvent]:
-        """Returns the world's events that share words with the query, best first."""
+    async def context(
+        self,
+        world_id: str,
+        query: str,
+        *,
+        characters: Sequence[str],
+        token_budget: int,
+        recent_events: int,
+    ) -> StoryContext:
+        """Returns lore and events that share words with the query, then the latest, each once."""
         await self._be_there()
-        events = [event for event in self.events.get(world_id, ()) if _shared(event.text, query)]
-        return sorted(events, key=lambda event: -_shared(event.text, query))[:limit]
-
-    async def recent(self, world_id: str, limit: int) -> Sequence[StoryEvent]:
-        """Returns the world's latest events, newest first."""
-        await self._be_there()
-        return self.events.get(world_id, [])[::-1][:limit]
-
-    async def search(self, query: str, limit: int) -> Sequence[LorePassage]:
-        """Returns the passages that share words with the query, best first."""
-        await self._be_there()
-        found = [passage for passage in self.lore if _shared(passage.text, query)]
-        return sorted(found, key=lambda passage: -_shared(passage.text, query))[:limit]
+        events = self.events.get(world_id, [])
+        recent = events[len(events) - min(recent_events, len(events)) :]
+        past = _best([event for event in events if event not in recent], query)
+        found = [
+            *(("L", CitationKind.LORE, each.source, each.text) for each in _best(self.lore, query)),
+            *(("M", CitationKind.MEMORY, each.event_id, each.text) for each in past),
+            *(("R", CitationKind.MEMORY, each.event_id, each.text) for each in recent),
+        ]
+        citations: list[Citation] = []
+        lines: list[str] = []
+        for letter, kind, source, text in found:
+            label = f"{letter}{1 + sum(each.label.startswith(letter) for each in citations)}"
+            line = f"[{label}] {text}"
+            if _tokens([*lines, line]) <= token_budget:
+                lines.append(line)
+                citations.append(Citation(label=label, kind=kind, text=text, source=source))
+        return StoryContext(
+            text="\n".join(lines), citations=tuple(citations), tokens=_tokens(lines)
+        )
 
     async def record(
         self, world_id: str, events: Sequence[StoryEvent], request_id: str
@@ -105,6 +129,19 @@ class ScriptedNarrator:
             yield ai_router_pb2.GenerateResponse(end=end)
         finally:
             self.closed_early += not done
+
+
+Found = TypeVar("Found", StoryEvent, LorePassage)
+
+
+def _best(offered: Sequence[Found], query: str) -> list[Found]:
+    found = [each for each in offered if _shared(each.text, query)]
+    return sorted(found, key=lambda each: -_shared(each.text, query))
+
+
+def _tokens(lines: Sequence[str]) -> int:
+    # Four bytes a token: the usual rule of thumb for byte-pair vocabularies.
+    return -(-len("\n".join(lines).encode()) // 4)
 
 
 def _shared(text: str, query: str) -> int:

@@ -14,9 +14,7 @@ __all__ = ["ContextReady", "Degradation", "StoryPiece", "StoryTurn", "TurnStep"]
 class Degradation(Enum):
     """What a turn had to do without; the value says it in words."""
 
-    NO_RECENT = "the latest events could not be read"
-    NO_RECALL = "memories could not be recalled"
-    NO_LORE = "the lore could not be searched"
+    NO_CONTEXT = "memory and lore could not be asked"
     TOLD_BEFORE = "the turn was recorded before with another text, and that one stands"
     NOT_RECORDED = "the turn is not recorded yet; it is tried again before the next one"
     RECORD_REFUSED = "the memory refused the turn for good; it is not recorded"

@@ -12,15 +12,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass
 
 import structlog
 
-from gamekeeper.call_errors import CallFailed
-from gamekeeper.story_context import ContextShares, StoryContext, gather_context
+from gamekeeper.story_context import StoryContext
 from gamekeeper.story_ports import MemoryAway, Narrator, StoryMemory
 from gamekeeper.story_prompt import DEFAULT_INSTRUCTIONS, build_messages
 from gamekeeper.story_recorder import TurnRecorder
@@ -40,8 +38,6 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
-
 # Turns whose telling is kept, so that one sent again is not told anew.
 _REMEMBERED_TURNS = 32
 
@@ -57,10 +53,7 @@ class StorytellerPolicy:
         max_output_tokens: most tokens of a turn's text.
         temperature: sampling temperature.
         context_tokens: most tokens of memories and lore in the prompt.
-        shares: how that budget is shared out.
-        recent_events: how many of the latest events are looked at.
-        recalled_events: how many memories are asked for.
-        lore_passages: how many passages of lore are asked for.
+        recent_events: how many of the latest events are looked at, whatever they are about.
         memory_seconds: longest wait for the memory; a story without it beats a silent one.
         turn_seconds: longest wait for the text.
         pending_turns: most turns kept while the memory is away.
@@ -72,10 +65,7 @@ class StorytellerPolicy:
     max_output_tokens: int = 300
     temperature: float = 0.8
     context_tokens: int = 1500
-    shares: ContextShares = field(default_factory=ContextShares)
     recent_events: int = 8
-    recalled_events: int = 8
-    lore_passages: int = 6
     memory_seconds: float = 3.0
     turn_seconds: float = 60.0
     pending_turns: int = 100
@@ -177,7 +167,7 @@ class Storyteller:
     ) -> AsyncGenerator[TurnStep, None]:
         losses: set[Degradation] = set()
         await self._recorder.flush()
-        context = await self._remember(action, losses)
+        context = await self._remember(action, player, losses)
         yield ContextReady(context)
         pieces: list[str] = []
         route = ai_router_pb2.RouteTaken()
@@ -214,60 +204,21 @@ class Storyteller:
 
     # Remembering
 
-    async def _remember(self, action: str, losses: set[Degradation]) -> StoryContext:
-        policy, memory = self._policy, self._memory
-        refusals: list[CallFailed] = []
-        async with asyncio.TaskGroup() as group:
-            recent = group.create_task(
-                self._or_without(
-                    memory.recent(self.world_id, policy.recent_events),
-                    Degradation.NO_RECENT,
-                    losses,
-                    refusals,
-                )
-            )
-            recalled = group.create_task(
-                self._or_without(
-                    memory.recall(self.world_id, action, policy.recalled_events),
-                    Degradation.NO_RECALL,
-                    losses,
-                    refusals,
-                )
-            )
-            lore = group.create_task(
-                self._or_without(
-                    memory.search(action, policy.lore_passages),
-                    Degradation.NO_LORE,
-                    losses,
-                    refusals,
-                )
-            )
-        if refusals:
-            raise refusals[0]
-        return gather_context(
-            recent=recent.result(),
-            recalled=recalled.result(),
-            lore=lore.result(),
-            token_budget=policy.context_tokens,
-            shares=policy.shares,
-        )
-
-    async def _or_without(
-        self,
-        asked: Awaitable[Sequence[T]],
-        loss: Degradation,
-        losses: set[Degradation],
-        refusals: list[CallFailed],
-    ) -> Sequence[T]:
+    async def _remember(self, action: str, player: str, losses: set[Degradation]) -> StoryContext:
+        policy = self._policy
         try:
-            async with asyncio.timeout(self._policy.memory_seconds):
-                return await asked
+            async with asyncio.timeout(policy.memory_seconds):
+                return await self._memory.context(
+                    self.world_id,
+                    action,
+                    characters=(player,) if player else (),
+                    token_budget=policy.context_tokens,
+                    recent_events=policy.recent_events,
+                )
         except (MemoryAway, TimeoutError):
-            losses.add(loss)
-            log.warning("memory_away", world_id=self.world_id, loss=loss.name)
-        except CallFailed as failure:
-            refusals.append(failure)
-        return ()
+            losses.add(Degradation.NO_CONTEXT)
+            log.warning("memory_away", world_id=self.world_id)
+            return StoryContext()
 
     def _spec(
         self, action: str, player: str, context: StoryContext

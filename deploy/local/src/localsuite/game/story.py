@@ -15,7 +15,7 @@ import structlog
 from gamekeeper.addresses import Addresses
 from gamekeeper.call_errors import CallFailed
 from gamekeeper.client import GamekeeperClient
-from gamekeeper.story_context import Citation, StoryContext
+from gamekeeper.story_context import Citation, CitationKind, StoryContext
 from gamekeeper.storyteller import ContextReady, Storyteller, StorytellerPolicy
 from gamekeeper.storyteller import StoryTurn as ToldTurn
 from gaming.common.v1 import tier_pb2
@@ -111,7 +111,7 @@ async def _turn(storyteller: Storyteller, number: int, action: str, ours: set[st
         return _failed(number, action, "the narrator ended without an end")
     # The simulated narrator's words mean little; what the player did is what a reader can judge.
     remembered = sorted(
-        (*context.recalled, *context.recent),
+        context.of(CitationKind.MEMORY),
         key=lambda citation: not citation.text.startswith(_PLAYER_WORDS),
     )
     from_this_evening = sum(citation.source in ours for citation in remembered)
@@ -122,7 +122,7 @@ async def _turn(storyteller: Storyteller, number: int, action: str, ours: set[st
         recalled=tuple(_shown(citation) for citation in remembered),
         recalled_from_this_evening=from_this_evening,
         recalled_from_before=len(remembered) - from_this_evening,
-        citations=tuple(citation.source for citation in context.lore),
+        citations=tuple(citation.source for citation in context.of(CitationKind.LORE)),
         told=_short(told.text),
         seconds=round(time.monotonic() - began, 3),
         error="; ".join(loss.value for loss in told.degradations),
