@@ -8,7 +8,7 @@ reader from before that gets `RevisionTooOld`.
 """
 
 import math
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -158,7 +158,8 @@ class FleetView:
         self._history = history
         # What became of every sample so far; whoever tells of it may take the counts away.
         self.fates: Counter[SampleFate] = Counter()
-        self._hosts: dict[str, _Entry] = {}
+        # By revision, so that what changed lately is found without looking at everything.
+        self._hosts: OrderedDict[str, _Entry] = OrderedDict()
         self._departed: dict[str, _Departure] = {}
         self._removals = RemovalLog(policy.removals_remembered)
         self._revision = 0
@@ -296,6 +297,7 @@ class FleetView:
             processes_received_at=now if report.processes else before.processes_received_at,
             cost=report.cost or before.cost,
         )
+        self._hosts.move_to_end(report.host.host_id)
 
     def _remove(self, host_id: str) -> None:
         entry = self._hosts.pop(host_id)
@@ -326,6 +328,7 @@ class FleetView:
             entry = self._hosts[host_id]
             self._revision += 1
             entry.state = replace(entry.state, freshness=Freshness.STALE, revision=self._revision)
+            self._hosts.move_to_end(host_id)
         self._forget_departed(now)
         self._next_deadline = self._earliest_deadline(now)
         return tuple(stale), tuple(expired)
@@ -372,7 +375,11 @@ class FleetView:
             raise RevisionTooOld(
                 "the changes since that point are no longer known; watch again without a token"
             )
-        later = [e.state for e in self._hosts.values() if e.state.revision > revision]
+        later: list[HostState] = []
+        for entry in reversed(self._hosts.values()):
+            if entry.state.revision <= revision:
+                break
+            later.append(entry.state)
         changed = sorted(
             (state for state in later if state.matches(tiers)),
             key=lambda state: state.host.host_id,
