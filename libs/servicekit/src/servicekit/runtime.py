@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -13,8 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
 from servicekit.clock import Clock, SystemClock
 from servicekit.settings import SettingsError, describe_settings, load_settings
@@ -30,6 +29,8 @@ EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 _LAST_SECONDS = 2.0
+# Longer values, such as database addresses, push their own line's last columns to the right.
+_WIDEST_CELL = 48
 
 S = TypeVar("S")
 
@@ -140,6 +141,9 @@ def run_service(
     service failed (the traceback is in the log).
     """
     environ = os.environ if environ is None else environ
+    # What imports made lives as long as the process: no collection need look at it again.
+    gc.freeze()
+    gc.enable()
     try:
         settings = load_settings(settings_type, environ)
         _refuse_bad_servers(settings)
@@ -241,9 +245,11 @@ def _show_settings(
     if telemetry_settings.log_format == "json":
         log.info("settings", **{row.variable: row.value for row in rows})
         return
-    table = Table(title=f"{name} settings", title_justify="left", box=None)
-    for heading in ("variable", "value", "from", "meaning"):
-        table.add_column(heading)
-    for row in rows:
-        table.add_row(row.variable, row.value, row.source, row.help)
-    Console(stderr=True, width=160, soft_wrap=True).print(table)
+    cells = [("variable", "value", "from", "meaning")]
+    cells += [(row.variable, row.value, row.source, row.help) for row in rows]
+    widths = [min(_WIDEST_CELL, max(len(each[column]) for each in cells)) for column in range(3)]
+    lines = [f"{name} settings"]
+    for *first, meaning in cells:
+        padded = (cell.ljust(width) for cell, width in zip(first, widths, strict=True))
+        lines.append("  ".join((*padded, meaning)))
+    print("\n".join(lines), file=sys.stderr)

@@ -8,14 +8,6 @@ from pathlib import Path
 
 import grpc
 import structlog
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
 
 from servicekit.settings import SettingsError, setting
 
@@ -174,24 +166,16 @@ class Certificates:
         return tuple(number for state in states for number in (state.st_mtime_ns, state.st_ino))
 
     def _read(self) -> tuple[bytes, bytes, bytes]:
+        # Loading the library takes a tenth of a service's start, which plaintext has no use for.
+        from servicekit.certificate_checks import (  # noqa: PLC0415  # see above
+            require_authority,
+            require_match,
+        )
+
         certificate, key, authority = (path.read_bytes() for path in self._paths)
-        _require_match(certificate, key)
-        x509.load_pem_x509_certificates(authority)
+        require_match(certificate, key)
+        require_authority(authority)
         return certificate, key, authority
-
-
-def _require_match(certificate: bytes, key: bytes) -> None:
-    leaf = x509.load_pem_x509_certificates(certificate)[0]
-    try:
-        private = load_pem_private_key(key, password=None)
-    except (TypeError, UnsupportedAlgorithm):
-        raise ValueError("the key is encrypted or of an unknown kind") from None
-    if _public_bytes(leaf.public_key()) != _public_bytes(private.public_key()):
-        raise ValueError("the key is not the certificate's")
-
-
-def _public_bytes(key: PublicKeyTypes) -> bytes:
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def host_of(address: str) -> str:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    # Before all other imports, which it makes cheaper.
+    from servicekit.process_start import begin
+
+    begin()
+
 import sys
 from contextlib import AsyncExitStack
 from uuid import UUID

@@ -6,6 +6,8 @@
 import importlib
 import sys
 
+from servicekit.process_start import begin
+
 _USAGE = """usage: python -m gpu_metrics agent|collector|record|replay
 
 agent      reads this host's GPUs and model servers and reports to the collectors (agent --help)
@@ -38,6 +40,7 @@ _ROLES = {"agent": "gpu_metrics.agent_process", "collector": "gpu_metrics.collec
 def main(arguments: list[str]) -> int:
     """Run the role named by the only argument and return the exit code."""
     if len(arguments) == 1 and arguments[0] in _ROLES:
+        begin()
         return int(importlib.import_module(_ROLES[arguments[0]]).main())
     if arguments and arguments[0] in ("record", "replay"):
         commands = importlib.import_module("gpu_metrics.driver_recording_commands")

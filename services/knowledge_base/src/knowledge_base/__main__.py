@@ -5,6 +5,12 @@ python -m knowledge_base migrate         brings the database to this version, th
 python -m knowledge_base prepare-model   writes the embedding model's graph, then ends
 """
 
+if __name__ == "__main__":
+    # Before all other imports, which it makes cheaper.
+    from servicekit.process_start import begin
+
+    begin()
+
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
