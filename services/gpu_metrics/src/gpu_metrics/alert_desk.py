@@ -5,7 +5,6 @@ in the way of reports, and those that come within a few milliseconds are judged 
 """
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ __all__ = ["AlertDesk", "AlertStep"]
 
 log = structlog.get_logger(__name__)
 
-_LOOK_SECONDS = 0.5
+_TIME_SECONDS = 0.5
 # Reports come in bursts; a look for each would be dear where a thousand hosts report.
 _GATHER_SECONDS = 0.005
 
@@ -62,7 +61,6 @@ class AlertDesk:
         self._book = book
         self._clock = clock
         self._revision = 0
-        self._time_due = -math.inf
         self._log = ResumableLog[Changes](
             clock=clock, epoch=epoch, heartbeat_seconds=heartbeat_seconds
         )
@@ -77,16 +75,22 @@ class AlertDesk:
 
     async def run(self) -> None:
         """Look at the view whenever it changes, and twice a second at what time has ended."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch_view())
+            tasks.create_task(self._watch_time())
+
+    async def _watch_view(self) -> None:
         while True:
             self.look()
-            changed = asyncio.ensure_future(self._feed.changed())
-            due = asyncio.ensure_future(self._clock.sleep(_LOOK_SECONDS))
-            try:
-                await asyncio.wait({changed, due}, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                changed.cancel()
-                due.cancel()
+            await self._feed.changed()
             await self._clock.sleep(_GATHER_SECONDS)
+
+    async def _watch_time(self) -> None:
+        while True:
+            await self._clock.sleep(_TIME_SECONDS)
+            # Who falls silent changes the view by that alone.
+            self.look()
+            self._tell(self._book.pass_time(self._now()))
 
     def look(self) -> None:
         """Judge what changed in the view since the last look."""
@@ -101,10 +105,6 @@ class AlertDesk:
             removed = tuple(each for each in self._book.host_ids() if each not in present)
             self._revision = max((state.revision for state in hosts), default=0)
         self._tell(self._book.look(hosts, removed, now))
-        if now.monotonic >= self._time_due:
-            # It goes over all hosts, so not with every report.
-            self._time_due = now.monotonic + _LOOK_SECONDS
-            self._tell(self._book.pass_time(now))
 
     def take_events(self, report: HostReport, events: tuple[GpuEvent, ...]) -> None:
         """Judge new events of a host's journal."""

@@ -7,12 +7,19 @@ on it, but what it tells itself in events; a host that announced its end (a Spot
 that says it leaves) is neither silent nor lost.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from gpu_metrics.domain.alert_findings import EccMemory, Finding, findings_of, report_answers
+from gpu_metrics.domain.alert_findings import (
+    EccMemory,
+    Finding,
+    digest_of,
+    findings_of,
+    report_answers,
+)
 from gpu_metrics.domain.alerts import (
     Alert,
     AlertChange,
@@ -47,16 +54,20 @@ class Moment:
 
 
 class _HostBook:
-    """What is known of one host."""
+    """What is known of one host.
 
-    __slots__ = ("absent", "ecc", "gone", "news", "standing", "state", "suspected")
+    `settled` is the digest of reports that change nothing, None while anything is under way.
+    """
+
+    __slots__ = ("absent", "ecc", "gone", "news", "settled", "standing", "state", "suspected")
 
     def __init__(self, policy: AlertPolicy) -> None:
         self.state: HostState | None = None
         self.gone = False
         self.news = HostNews(policy.clear_after(AlertKind.XID))
         self.ecc: EccMemory = {}
-        self.suspected: dict[Condition, tuple[float, str]] = {}
+        self.settled: object | None = None
+        self.suspected: dict[Condition, tuple[float, str | datetime]] = {}
         self.standing: dict[Condition, Alert] = {}
         self.absent: dict[Condition, float] = {}
 
@@ -67,6 +78,8 @@ class AlertBook:
     def __init__(self, policy: AlertPolicy | None = None) -> None:
         self.policy = policy or AlertPolicy()
         self._hosts: dict[str, _HostBook] = {}
+        # When time alone will next change something of a host; of most hosts it never does.
+        self._due: dict[str, float] = {}
         self._lost: OrderedDict[str, tuple[Alert, float]] = OrderedDict()
         self._ended: OrderedDict[str, Alert] = OrderedDict()
 
@@ -117,16 +130,8 @@ class AlertBook:
     def pass_time(self, now: Moment) -> tuple[AlertChange, ...]:
         """Return what ended by the passing of time alone."""
         changes: list[AlertChange] = []
-        for host_id, book in list(self._hosts.items()):
-            if book.state is not None:
-                stale = book.state.freshness is Freshness.STALE
-                again = self._evaluate(host_id, book, now) if stale else ()
-                changes += [*again, *self._end_absent(book, now)]
-                continue
-            # It only ever sent events, or it is gone and may come back.
-            changes += self._evaluate(host_id, book, now)
-            if not book.standing and not book.news.is_recent(now.time):
-                del self._hosts[host_id]
+        for host_id in [each for each, at in self._due.items() if at <= now.monotonic]:
+            changes += self._due_host(host_id, self._hosts[host_id], now)
         forget_after = self.policy.clear_after(AlertKind.HOST_LOST)
         for host_id, (alert, since) in list(self._lost.items()):
             if now.monotonic - since < forget_after:
@@ -180,8 +185,45 @@ class AlertBook:
             yield self._end(lost[0], now, "The host reports again.")
         book.state = state
         if state.freshness is Freshness.FRESH:
+            if book.settled is not None and book.settled == self._digest(state):
+                return
             book.news.contradict(lambda gpu: report_answers(state.report.gpus, gpu), state)
         yield from self._evaluate(host_id, book, now)
+
+    def _due_host(self, host_id: str, book: _HostBook, now: Moment) -> Iterator[AlertChange]:
+        """Return what the passing of time does to a host."""
+        del self._due[host_id]
+        if book.state is not None and book.state.freshness is Freshness.FRESH:
+            # What its last report showed is not confirmed by time, but by the next report.
+            yield from self._end_absent(book, now)
+            self._plan(host_id, book, now)
+            return
+        yield from self._evaluate(host_id, book, now)
+        recent = book.news.seconds_to_next_end(now.time) is not None
+        if book.state is None and not book.standing and not recent:
+            # It only ever sent events, or it is gone and may come back.
+            self._due.pop(host_id, None)
+            del self._hosts[host_id]
+
+    def _plan(self, host_id: str, book: _HostBook, now: Moment) -> None:
+        """Note when time alone will next change something of a host."""
+        due = math.inf
+        if book.state is not None and book.state.freshness is Freshness.STALE:
+            for condition, (since, _) in book.suspected.items():
+                due = min(due, since + self.policy.raise_after(condition.kind))
+        else:
+            for condition, since in book.absent.items():
+                due = min(due, since + self._absent_for(condition.kind))
+        if book.state is None:
+            left = book.news.seconds_to_next_end(now.time)
+            if left is not None:
+                due = min(due, now.monotonic + left)
+            elif not book.standing:
+                due = now.monotonic
+        if due < math.inf:
+            self._due[host_id] = due
+        else:
+            self._due.pop(host_id, None)
 
     def _host_gone(self, host_id: str, now: Moment) -> Iterator[AlertChange]:
         """End all alerts of a host; of one that was silent being lost takes their place."""
@@ -195,7 +237,7 @@ class AlertBook:
                 book,
                 Finding(
                     Condition(AlertKind.HOST_LOST, host_id),
-                    "The host has been silent for so long that it was given up.",
+                    lambda: "The host has been silent for so long that it was given up.",
                     silence.alert_id,
                 ),
                 silence.alert_id,
@@ -212,15 +254,21 @@ class AlertBook:
         # Its events are told once, so what they said is kept for when it is back.
         book = self._hosts[host_id] = _HostBook(self.policy)
         book.news, book.gone = news, True
+        self._plan(host_id, book, now)
 
     # --- conditions ------------------------------------------------------------------------------
 
     def _evaluate(self, host_id: str, book: _HostBook, now: Moment) -> Iterator[AlertChange]:
-        if book.gone:
-            return
-        if book.state is not None and book.state.freshness is Freshness.STALE:
-            yield from self._evaluate_silent(host_id, book, book.state, now)
-            return
+        book.settled = None
+        if not book.gone:
+            if book.state is not None and book.state.freshness is Freshness.STALE:
+                yield from self._evaluate_silent(host_id, book, book.state, now)
+            else:
+                yield from self._evaluate_report(book, now)
+        self._plan(host_id, book, now)
+
+    def _evaluate_report(self, book: _HostBook, now: Moment) -> Iterator[AlertChange]:
+        """Compare what holds now with what stands; a host that only sent events has no report."""
         found = self._findings(book, now)
         for finding in found.values():
             yield from self._found(book, finding, now)
@@ -232,6 +280,9 @@ class AlertBook:
             else:
                 book.absent.setdefault(condition, now.monotonic)
         yield from self._end_absent(book, now)
+        lasting = not any(finding.named for finding in found.values())
+        if lasting and book.state is not None and not book.suspected and not book.absent:
+            book.settled = self._digest(book.state)
 
     def _evaluate_silent(
         self, host_id: str, book: _HostBook, state: HostState, now: Moment
@@ -241,11 +292,14 @@ class AlertBook:
         book.suspected = {each: at for each, at in book.suspected.items() if each == silent}
         if state.host.interruption_time is None:
             occurrence = f"{state.report.boot_id}:{state.report.sample_time.isoformat()}"
-            finding = Finding(silent, "The host has stopped reporting.", occurrence)
+            finding = Finding(silent, lambda: "The host has stopped reporting.", occurrence)
             yield from self._found(book, finding, now)
         for finding in book.news.findings(now.time):
             if finding.at_once:
                 yield from self._found(book, finding, now)
+
+    def _digest(self, state: HostState) -> object | None:
+        return digest_of(state, skew_seconds=self.policy.skew_seconds)
 
     def _findings(self, book: _HostBook, now: Moment) -> dict[Condition, Finding]:
         """Return what the host's last report and its events say together."""
@@ -284,24 +338,29 @@ class AlertBook:
         if book.state is not None and book.state.freshness is Freshness.STALE:
             return
         for condition, since in list(book.absent.items()):
-            # What events tell of has been absent for long enough when they say so.
-            is_told = condition.kind is AlertKind.XID
-            hold = 0.0 if is_told else self.policy.clear_after(condition.kind)
-            if now.monotonic - since >= hold:
+            if now.monotonic - since >= self._absent_for(condition.kind):
                 del book.absent[condition]
                 alert = book.standing.pop(condition)
                 silent = condition.kind is AlertKind.HOST_SILENT
                 reason = "The host reports again." if silent else "It works again, or is gone."
                 yield self._end(alert, now, reason)
 
-    def _alert(self, book: _HostBook, finding: Finding, occurrence: str, now: Moment) -> Alert:
+    def _absent_for(self, kind: AlertKind) -> float:
+        # What events tell of has been absent for long enough when they say so.
+        return 0.0 if kind is AlertKind.XID else self.policy.clear_after(kind)
+
+    def _alert(
+        self, book: _HostBook, finding: Finding, occurrence: str | datetime, now: Moment
+    ) -> Alert:
         state = book.state
         tiers = state.tiers if state is not None else frozenset()
+        if isinstance(occurrence, datetime):
+            occurrence = occurrence.isoformat(timespec="milliseconds")
         return Alert(
             alert_id=alert_id(finding.condition, occurrence),
             condition=finding.condition,
             severity=finding.severity or finding.condition.kind.severity,
-            reason=finding.reason,
+            reason=finding.reason(),
             tiers=tuple(sorted(tiers, key=lambda tier: tier.value)),
             simulated=state is not None and state.host.simulated,
             last_report_time=state.receive_time if state is not None else now.time,

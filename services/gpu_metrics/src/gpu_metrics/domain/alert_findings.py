@@ -6,8 +6,10 @@ GPU at work is held at its power limit as a rule. `HwSlowdown` is set together w
 says more; alone it means that the board drew too much and was slowed down to protect it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 
 from gpu_metrics.domain.alerts import AlertKind, Condition
 from gpu_metrics.domain.gpu_events import Severity
@@ -17,10 +19,19 @@ from gpu_metrics.domain.readings import (
     GpuReading,
     MissingReason,
     ModelServerState,
+    gpu_alert_digest,
     gpu_alert_figures,
 )
 
-__all__ = ["POWER_BITS", "THERMAL_BITS", "EccMemory", "Finding", "findings_of", "report_answers"]
+__all__ = [
+    "POWER_BITS",
+    "THERMAL_BITS",
+    "EccMemory",
+    "Finding",
+    "digest_of",
+    "findings_of",
+    "report_answers",
+]
 
 _HW_SLOWDOWN = 0x08
 _SW_THERMAL_SLOWDOWN = 0x20
@@ -34,7 +45,7 @@ _GPU_FAILURES = (
     (MissingReason.LOST, AlertKind.GPU_LOST, "the GPU fell off the bus"),
     (MissingReason.HUNG, AlertKind.GPU_HUNG, "the driver does not answer for the GPU"),
     (MissingReason.TIMEOUT, AlertKind.GPU_HUNG, "the driver does not answer for the GPU"),
-    (MissingReason.UNREACHABLE, AlertKind.DRIVER_UNREACHABLE, "the driver cannot be reached"),
+    (MissingReason.UNREACHABLE, AlertKind.DRIVER_UNREACHABLE, "The driver cannot be reached"),
 )
 
 EccMemory = dict[str, tuple[int, int]]
@@ -45,103 +56,116 @@ EccMemory = dict[str, tuple[int, int]]
 class Finding:
     """A condition that holds now.
 
-    `occurrence` tells its beginning from any other; one that is `named` is so by the host and does
-    not change while the condition holds. `at_once` says that it needs no confirmation.
+    `reason` says so in words, once somebody is told. `occurrence` tells its beginning from any
+    other; one that is `named` is so by the host and does not change while the condition holds.
+    `at_once` says that it needs no confirmation.
     """
 
     condition: Condition
-    reason: str
-    occurrence: str
+    reason: Callable[[], str]
+    occurrence: str | datetime
     named: bool = False
     at_once: bool = False
     severity: Severity | None = None
 
 
+def digest_of(state: HostState, *, skew_seconds: float) -> object | None:
+    """Return what is equal for reports that show the same, or None where each must be looked at.
+
+    It costs a fraction of the findings, and hardly ever changes.
+    """
+    if abs(state.clock_skew_seconds) > skew_seconds:
+        return None
+    for server in state.report.servers:
+        if server.state is ModelServerState.UNHEALTHY:
+            return None
+    return gpu_alert_digest(state.report.gpus)
+
+
 def findings_of(state: HostState, ecc: EccMemory, *, skew_seconds: float) -> Iterator[Finding]:
     """Yield what a fresh host's last report shows; `ecc` is brought up to date by it."""
     report = state.report
-    host_id = report.host.host_id
-    sample = report.sample_time.isoformat(timespec="milliseconds")
-    figures = gpu_alert_figures(report.gpus)
-    for index, figure in enumerate(figures):
+    host_id, sample, gpus = report.host.host_id, report.sample_time, report.gpus
+    for place, figure in enumerate(gpu_alert_figures(gpus)):
         if not figure.answers:
-            finding = _failure(host_id, report.gpus[index], sample)
+            finding = _failure(host_id, figure, sample)
             if finding is not None:
                 yield finding
         if figure.clock_event_reasons & (THERMAL_BITS | POWER_BITS):
-            yield from _throttling(host_id, report.gpus[index], figure, sample)
+            yield from _throttling(host_id, gpus, place, figure, sample)
         if figure.ecc_uncorrected_total is not None:
-            finding = _ecc(host_id, report.gpus, index, figure, ecc)
+            finding = _ecc(host_id, figure, figure.ecc_uncorrected_total, ecc)
             if finding is not None:
                 yield finding
     for server in report.servers:
         if server.state is ModelServerState.UNHEALTHY:
-            reason = f"The model server {server.server_id} does not pass its health check."
             condition = Condition(AlertKind.SERVER_UNHEALTHY, host_id, server.server_id)
-            yield Finding(condition, reason, sample)
+            reason = "The model server {} does not pass its health check."
+            yield Finding(condition, partial(reason.format, server.server_id), sample)
     if abs(state.clock_skew_seconds) > skew_seconds:
-        side = "ahead of" if state.clock_skew_seconds > 0 else "behind"
-        seconds = abs(state.clock_skew_seconds)
-        reason = f"The host's clock is {seconds:.1f} s {side} the collector's."
-        yield Finding(Condition(AlertKind.CLOCK_SKEW, host_id), reason, sample)
+        condition = Condition(AlertKind.CLOCK_SKEW, host_id)
+        yield Finding(condition, partial(_skew, state.clock_skew_seconds), sample)
 
 
 def report_answers(gpus: Sequence[GpuReading], gpu_uuid: str) -> bool:
     """Return whether a GPU of a report, any without a UUID, answers for anything at all."""
     return any(
-        figure.answers
-        for figure, gpu in zip(gpu_alert_figures(gpus), gpus, strict=True)
-        if gpu_uuid in ("", gpu.gpu_uuid)
+        figure.answers for figure in gpu_alert_figures(gpus) if gpu_uuid in ("", figure.gpu_uuid)
     )
 
 
-def _failure(host_id: str, gpu: GpuReading, sample: str) -> Finding | None:
-    reasons = (
-        gpu.utilization_permille,
-        gpu.memory_used_bytes,
-        gpu.power_milliwatts,
-        gpu.temperature_celsius,
-    )
+def _failure(host_id: str, figure: GpuAlertFigures, sample: datetime) -> Finding | None:
     for missing, kind, text in _GPU_FAILURES:
-        if missing in reasons:
+        if missing in figure.silence:
             if kind is AlertKind.DRIVER_UNREACHABLE:
-                return Finding(Condition(kind, host_id), f"{text.capitalize()}.", sample)
-            reason = f"GPU {gpu.index}: {text}."
-            return Finding(Condition(kind, host_id, gpu.gpu_uuid), reason, sample)
+                return Finding(Condition(kind, host_id), partial("{}.".format, text), sample)
+            condition = Condition(kind, host_id, figure.gpu_uuid)
+            return Finding(condition, partial("GPU {}: {}.".format, figure.gpu_index, text), sample)
     return None
 
 
 def _throttling(
-    host_id: str, gpu: GpuReading, figure: GpuAlertFigures, sample: str
+    host_id: str,
+    gpus: Sequence[GpuReading],
+    place: int,
+    figure: GpuAlertFigures,
+    sample: datetime,
 ) -> Iterator[Finding]:
     bits = figure.clock_event_reasons
     if bits & THERMAL_BITS:
-        reason = f"GPU {gpu.index}: its clocks are held back because it is hot"
-        if not isinstance(gpu.temperature_celsius, MissingReason):
-            reason += f", {gpu.temperature_celsius} degrees Celsius"
-        condition = Condition(AlertKind.THERMAL_THROTTLING, host_id, gpu.gpu_uuid)
-        yield Finding(condition, f"{reason}.", sample)
+        condition = Condition(AlertKind.THERMAL_THROTTLING, host_id, figure.gpu_uuid)
+        yield Finding(condition, partial(_heat, gpus, place), sample)
     if bits & _HW_POWER_BRAKE_SLOWDOWN or (bits & POWER_BITS and not bits & THERMAL_BITS):
-        reason = f"GPU {gpu.index}: its clocks are held back because of its power supply."
-        condition = Condition(AlertKind.POWER_THROTTLING, host_id, gpu.gpu_uuid)
-        yield Finding(condition, reason, sample)
+        condition = Condition(AlertKind.POWER_THROTTLING, host_id, figure.gpu_uuid)
+        reason = "GPU {}: its clocks are held back because of its power supply."
+        yield Finding(condition, partial(reason.format, figure.gpu_index), sample)
 
 
-def _ecc(
-    host_id: str, gpus: Sequence[GpuReading], index: int, figure: GpuAlertFigures, ecc: EccMemory
-) -> Finding | None:
+def _heat(gpus: Sequence[GpuReading], place: int) -> str:
+    gpu = gpus[place]
+    reason = f"GPU {gpu.index}: its clocks are held back because it is hot"
+    if not isinstance(gpu.temperature_celsius, MissingReason):
+        reason += f", {gpu.temperature_celsius} degrees Celsius"
+    return f"{reason}."
+
+
+def _ecc(host_id: str, figure: GpuAlertFigures, total: int, ecc: EccMemory) -> Finding | None:
     """Return new errors; totals of different runs of the driver are not compared."""
-    total = figure.ecc_uncorrected_total
     before = ecc.get(figure.gpu_uuid)
-    if total is None or before == (figure.driver_epoch, total):
+    if before == (figure.driver_epoch, total):
         return None
     ecc[figure.gpu_uuid] = (figure.driver_epoch, total)
     if before is None or before[0] != figure.driver_epoch or total <= before[1]:
         return None
     reason = (
-        f"GPU {gpus[index].index}: {total - before[1]} memory errors could not be corrected, "
+        f"GPU {figure.gpu_index}: {total - before[1]} memory errors could not be corrected, "
         f"{total} since the driver was loaded."
     )
     condition = Condition(AlertKind.ECC_UNCORRECTED, host_id, figure.gpu_uuid)
     occurrence = f"{figure.driver_epoch}:{before[1]}"
-    return Finding(condition, reason, occurrence, named=True, at_once=True)
+    return Finding(condition, partial(str, reason), occurrence, named=True, at_once=True)
+
+
+def _skew(seconds: float) -> str:
+    side = "ahead of" if seconds > 0 else "behind"
+    return f"The host's clock is {abs(seconds):.1f} s {side} the collector's."

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 
 from gpu_metrics.domain.alert_findings import Finding
 from gpu_metrics.domain.alerts import AlertKind, Condition
@@ -93,10 +94,16 @@ class HostNews:
             if _age(told.time, time) < self._quiet_seconds:
                 yield told.finding
 
-    def is_recent(self, time: datetime) -> bool:
-        """Return whether there is anything that still matters."""
-        newest = [*self._states.values(), *self._moments.values()]
-        return any(_age(told.time, time) < self._quiet_seconds for told in newest)
+    def seconds_to_next_end(self, time: datetime) -> float | None:
+        """Return how long until the next of what was told does not matter any more.
+
+        None when nothing matters any more.
+        """
+        if not self._states and not self._moments:
+            return None
+        told = (*self._states.values(), *self._moments.values())
+        left = [self._quiet_seconds - _age(each.time, time) for each in told]
+        return min((seconds for seconds in left if seconds > 0), default=None)
 
     def _over(self, gpu_uuid: str) -> None:
         for condition in [each for each in self._states if each.part_id in ("", gpu_uuid)]:
@@ -109,7 +116,7 @@ class HostNews:
         kept[condition] = _Told(
             Finding(
                 condition,
-                _sentence(told.event),
+                partial(_sentence, told.event),
                 told.name,
                 named=True,
                 at_once=True,

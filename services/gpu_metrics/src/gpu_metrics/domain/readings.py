@@ -20,6 +20,7 @@ from gpu_metrics.domain.samples import AgentCost, SampleSeries
 __all__ = [
     "GPU_FIGURES",
     "GPU_HISTORY_FIGURES",
+    "GPU_LIFE_SIGNS",
     "CountReading",
     "EnergyCounter",
     "GpuAlertFigures",
@@ -33,6 +34,7 @@ __all__ = [
     "PackedGpus",
     "PurchaseOption",
     "Tier",
+    "gpu_alert_digest",
     "gpu_alert_figures",
     "gpu_energy",
     "gpu_history_figures",
@@ -124,6 +126,14 @@ class GpuReading:
 GPU_FIGURES = tuple(field.name for field in fields(GpuReading) if field.type == CountReading)
 """The fields of a `GpuReading` that are a value or a reason."""
 
+GPU_LIFE_SIGNS = (
+    "utilization_permille",
+    "memory_used_bytes",
+    "power_milliwatts",
+    "temperature_celsius",
+)
+"""The fields of a `GpuReading` of which every GPU that answers has at least one."""
+
 GPU_HISTORY_FIGURES = (
     "utilization_permille",
     "memory_utilization_permille",
@@ -138,14 +148,17 @@ GPU_HISTORY_FIGURES = (
 class GpuAlertFigures(NamedTuple):
     """What of a GPU may need attention: whether it answers for anything, and three figures.
 
-    Clock-event reasons that are missing are 0: none is known.
+    Of one that does not answer `silence` are the reasons. Clock-event reasons that are missing are
+    0: none is known.
     """
 
     gpu_uuid: str
+    gpu_index: int
     answers: bool
     clock_event_reasons: int
     ecc_uncorrected_total: int | None
     driver_epoch: int
+    silence: frozenset[MissingReason] = frozenset()
 
 
 class PackedGpus(ABC):
@@ -160,6 +173,10 @@ class PackedGpus(ABC):
     @abstractmethod
     def alert_figures(self) -> list[GpuAlertFigures]:
         """Return what of each GPU may need attention."""
+
+    @abstractmethod
+    def alert_digest(self) -> object | None:
+        """Return what is equal for GPUs of equal alert figures, None if one may not answer."""
 
     @abstractmethod
     def energy(self) -> "list[EnergyCounter]":
@@ -181,24 +198,33 @@ def gpu_alert_figures(gpus: Sequence[GpuReading]) -> list[GpuAlertFigures]:
     """Return what of each GPU may need attention, in the order of the report."""
     if isinstance(gpus, PackedGpus):
         return gpus.alert_figures()
-    return [
-        GpuAlertFigures(
-            gpu.gpu_uuid,
-            any(
-                known(reading) is not None
-                for reading in (
-                    gpu.utilization_permille,
-                    gpu.memory_used_bytes,
-                    gpu.power_milliwatts,
-                    gpu.temperature_celsius,
-                )
-            ),
-            known(gpu.clock_event_reasons) or 0,
-            known(gpu.ecc_uncorrected_total),
-            gpu.driver_epoch,
-        )
-        for gpu in gpus
-    ]
+    return [_alert_figures(gpu) for gpu in gpus]
+
+
+def gpu_alert_digest(gpus: Sequence[GpuReading]) -> object | None:
+    """Return what is equal for GPUs of equal alert figures, and far cheaper to have.
+
+    None if a GPU may not answer.
+    """
+    if isinstance(gpus, PackedGpus):
+        return gpus.alert_digest()
+    figures = gpu_alert_figures(gpus)
+    return figures if all(figure.answers for figure in figures) else None
+
+
+def _alert_figures(gpu: GpuReading) -> GpuAlertFigures:
+    readings = [getattr(gpu, name) for name in GPU_LIFE_SIGNS]
+    reasons = frozenset(each for each in readings if isinstance(each, MissingReason))
+    answers = any(not isinstance(each, MissingReason) for each in readings)
+    return GpuAlertFigures(
+        gpu.gpu_uuid,
+        gpu.index,
+        answers,
+        known(gpu.clock_event_reasons) or 0,
+        known(gpu.ecc_uncorrected_total),
+        gpu.driver_epoch,
+        frozenset() if answers else reasons,
+    )
 
 
 class EnergyCounter(NamedTuple):

@@ -10,11 +10,13 @@ from typing import Any, Generic, TypeVar, overload
 
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, samples_pb2
 from gpu_metrics.domain.readings import (
+    GPU_LIFE_SIGNS,
     EnergyCounter,
     GpuAlertFigures,
     GpuReading,
     Host,
     HostReport,
+    MissingReason,
     ModelServerReading,
     PackedGpus,
 )
@@ -22,7 +24,12 @@ from gpu_metrics.domain.samples import SampleSeries
 from gpu_metrics.wire.events import event_from_message
 from gpu_metrics.wire.moments import moment
 from gpu_metrics.wire.processes import processes_from_message
-from gpu_metrics.wire.readings import gpu_from_message, host_from_message, server_from_message
+from gpu_metrics.wire.readings import (
+    gpu_from_message,
+    host_from_message,
+    reason_from_message,
+    server_from_message,
+)
 from gpu_metrics.wire.samples import cost_from_message, series_from_message
 
 __all__ = ["LazyGpus", "LazySequence", "lazy_report_from_message"]
@@ -88,25 +95,23 @@ class LazyGpus(LazySequence[GpuReading], PackedGpus):
 
     def alert_figures(self) -> list[GpuAlertFigures]:
         """Return what of each GPU may need attention."""
-        return [
-            GpuAlertFigures(
+        return list(map(_alert_figures, self.messages))
+
+    def alert_digest(self) -> object | None:
+        """Return what is equal for GPUs of equal alert figures, None if one may not answer."""
+        digest = [
+            (
                 gpu.gpu_uuid,
-                # A figure that is not 0 is there; only a 0 may stand for one that is unset.
-                bool(
-                    gpu.memory_used_bytes
-                    or gpu.power_milliwatts
-                    or gpu.temperature_celsius
-                    or gpu.HasField("utilization_permille")
-                    or gpu.HasField("memory_used_bytes")
-                    or gpu.HasField("power_milliwatts")
-                    or gpu.HasField("temperature_celsius")
-                ),
+                gpu.memory_used_bytes != 0,
                 gpu.clock_event_reasons,
-                gpu.ecc_uncorrected_total or (0 if gpu.HasField("ecc_uncorrected_total") else None),
+                # -1 is a total of 0 and 0 is none: later totals are compared with the first.
+                gpu.ecc_uncorrected_total or -gpu.HasField("ecc_uncorrected_total"),
                 gpu.driver_epoch,
             )
             for gpu in self.messages
         ]
+        # A GPU that answers has memory in use, if only its driver's; else it is looked at closely.
+        return digest if all(each[1] for each in digest) else None
 
     def energy(self) -> list[EnergyCounter]:
         """Return the energy counter of each GPU."""
@@ -134,6 +139,33 @@ class LazyGpus(LazySequence[GpuReading], PackedGpus):
                 gpu.sm_clock_megahertz or (0 if gpu.HasField("sm_clock_megahertz") else None),
             )
         return figures
+
+
+def _alert_figures(gpu: fleet_pb2.GpuSample) -> GpuAlertFigures:
+    # A figure that is not 0 is there; only a 0 may stand for one that is unset.
+    answers = bool(
+        gpu.memory_used_bytes
+        or gpu.power_milliwatts
+        or gpu.temperature_celsius
+        or gpu.HasField("utilization_permille")
+        or gpu.HasField("memory_used_bytes")
+        or gpu.HasField("power_milliwatts")
+        or gpu.HasField("temperature_celsius")
+    )
+    return GpuAlertFigures(
+        gpu.gpu_uuid,
+        gpu.index,
+        answers,
+        gpu.clock_event_reasons,
+        gpu.ecc_uncorrected_total or (0 if gpu.HasField("ecc_uncorrected_total") else None),
+        gpu.driver_epoch,
+        frozenset() if answers else _silence(gpu),
+    )
+
+
+def _silence(gpu: fleet_pb2.GpuSample) -> frozenset[MissingReason]:
+    reasons = [each.reason for each in gpu.missing if each.field in GPU_LIFE_SIGNS]
+    return frozenset(map(reason_from_message, reasons))
 
 
 @lru_cache(maxsize=4096)

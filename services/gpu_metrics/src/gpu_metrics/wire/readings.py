@@ -28,6 +28,7 @@ __all__ = [
     "host_from_message",
     "host_message",
     "put_histogram",
+    "reason_from_message",
     "server_from_message",
     "server_message",
 ]
@@ -63,13 +64,17 @@ def host_from_message(message: fleet_pb2.Host) -> Host:
     )
 
 
+def reason_from_message(reason: int) -> MissingReason:
+    """Return why a reading is missing; a reason of a newer agent counts as none."""
+    return _REASONS.get(reason, MissingReason.NOT_TOLD)
+
+
 def _set_fields(message: Message) -> dict[str, Any]:
     return {field.name: value for field, value in message.ListFields()}
 
 
 def _reasons(present: Mapping[str, Any]) -> dict[str, MissingReason]:
-    entries = present.get("missing", ())
-    return {entry.field: _REASONS.get(entry.reason, MissingReason.NOT_TOLD) for entry in entries}
+    return {entry.field: reason_from_message(entry.reason) for entry in present.get("missing", ())}
 
 
 def _figures(
@@ -80,9 +85,7 @@ def _figures(
 
 def gpu_from_message(message: fleet_pb2.GpuSample) -> GpuReading:
     """Return a GPU's readings."""
-    reasons = {
-        entry.field: _REASONS.get(entry.reason, MissingReason.NOT_TOLD) for entry in message.missing
-    }
+    reasons = {entry.field: reason_from_message(entry.reason) for entry in message.missing}
     present: Callable[[Any], bool] = message.HasField
     return GpuReading(
         gpu_uuid=message.gpu_uuid,
