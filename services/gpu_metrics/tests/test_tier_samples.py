@@ -92,3 +92,27 @@ def test_gpus_count_for_the_tier_of_the_server_that_names_them() -> None:
         Tier.GOLD: {20: 1},
         Tier.SILVER: {0: 1, 10: 1},
     }
+
+
+def test_memory_that_was_not_told_at_first_counts_once_it_is() -> None:
+    view, samples = FleetView(FleetPolicy()), TierSamples()
+    view.apply(a_report(memory_used_bytes=2**30), 0.0, NOON)
+    samples.observe(view.hosts(0.0))
+    assert samples.take() == ()
+    told = a_report(2, memory_used_bytes=2**30, memory_total_bytes=2**32)
+    view.apply(told, 1.0, NOON)
+    samples.observe(view.hosts(1.0))
+    assert [dict(each.counts) for each in samples.take()] == [{25: 1}]
+
+
+def test_a_server_that_moves_to_another_gpu_takes_its_tier_along() -> None:
+    gpus = tuple(
+        GpuReading(gpu_uuid=f"GPU-{index}", index=index, utilization_permille=100 * index)
+        for index in range(2)
+    )
+    view, samples = FleetView(FleetPolicy()), TierSamples()
+    for sequence, uuid in ((1, "GPU-0"), (2, "GPU-1")):
+        server = make_server("a", Tier.GOLD, gpu_uuids=(uuid,))
+        view.apply(make_report("i-1", sequence, server, gpus=gpus), 0.0, NOON)
+        samples.observe(view.hosts(0.0))
+    assert [dict(each.counts) for each in samples.take()] == [{0: 1, 10: 1}]

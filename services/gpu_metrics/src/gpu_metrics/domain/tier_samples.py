@@ -7,7 +7,7 @@ by the figures' ranges and not by the number of GPUs.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -44,43 +44,55 @@ class TierDistribution:
     counts: Mapping[int, int]
 
 
-def _whole_percent(permille: float, _: int | None) -> int | None:
-    return min(100, int(permille + 5) // 10)
+Reading = float | None
 
 
-def _percent_of_total(used_bytes: float, total_bytes: int | None) -> int | None:
-    return min(100, round(100 * used_bytes / total_bytes)) if total_bytes else None
+def _whole_percents(permilles: Sequence[Reading], _: Sequence[int | None]) -> list[int]:
+    return [100 if each >= 1000 else int(each + 5) // 10 for each in permilles if each is not None]
 
 
-def _whole_watts(milliwatts: float, _: int | None) -> int | None:
-    return int(milliwatts + 500) // 1000
+def _percents_of_total(used: Sequence[Reading], totals: Sequence[int | None]) -> list[int]:
+    return [
+        min(100, round(100 * each / total))
+        for each, total in zip(used, totals, strict=True)
+        if each is not None and total
+    ]
 
 
-def _whole_degrees(celsius: float, _: int | None) -> int | None:
-    return int(celsius)
+def _whole_watts(milliwatts: Sequence[Reading], _: Sequence[int | None]) -> list[int]:
+    return [int(each + 500) // 1000 for each in milliwatts if each is not None]
+
+
+def _whole_degrees(celsius: Sequence[Reading], _: Sequence[int | None]) -> list[int]:
+    return [int(each) for each in celsius if each is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a figure comes from, and how a raw value is rounded, given the GPU's memory in all."""
+    """Where a figure comes from, and how raw values are rounded, given each GPU's memory in all.
+
+    Values that are missing are None, and are left out.
+    """
 
     metric: FleetMetric
     place: int
-    rounded: Callable[[float, int | None], int | None]
+    rounded: Callable[[Sequence[Reading], Sequence[int | None]], list[int]]
 
 
 def _source(
-    metric: FleetMetric, name: str, rounded: Callable[[float, int | None], int | None]
+    metric: FleetMetric,
+    name: str,
+    rounded: Callable[[Sequence[Reading], Sequence[int | None]], list[int]],
 ) -> _Source:
     return _Source(metric, GPU_HISTORY_FIGURES.index(name), rounded)
 
 
 _SOURCES: Mapping[GpuFigure, _Source] = {
     GpuFigure.UTILIZATION_PERCENT: _source(
-        FleetMetric.GPU_UTILIZATION_PERMILLE, "utilization_permille", _whole_percent
+        FleetMetric.GPU_UTILIZATION_PERMILLE, "utilization_permille", _whole_percents
     ),
     GpuFigure.MEMORY_USED_PERCENT: _source(
-        FleetMetric.GPU_MEMORY_USED_BYTES, "memory_used_bytes", _percent_of_total
+        FleetMetric.GPU_MEMORY_USED_BYTES, "memory_used_bytes", _percents_of_total
     ),
     GpuFigure.POWER_WATTS: _source(
         FleetMetric.GPU_POWER_MILLIWATTS, "power_milliwatts", _whole_watts
@@ -89,15 +101,18 @@ _SOURCES: Mapping[GpuFigure, _Source] = {
         FleetMetric.GPU_TEMPERATURE_CELSIUS, "temperature_celsius", _whole_degrees
     ),
 }
+_WIDTH = len(GPU_HISTORY_FIGURES)
 
 
 @dataclass(frozen=True, slots=True)
 class _Devices:
-    """What stays the same of a host's GPUs, in the order of its reports."""
+    """What stays the same of a host's GPUs, in the order of its reports, and whom they serve."""
 
     uuids: tuple[str, ...]
+    servers: tuple[tuple[Tier, tuple[str, ...]], ...]
     indexes: tuple[int, ...]
     total_bytes: tuple[int | None, ...]
+    places: Mapping[Tier, tuple[int, ...]]
 
 
 class TierSamples:
@@ -109,7 +124,7 @@ class TierSamples:
         self._counts: dict[tuple[Tier, GpuFigure], Counter[int]] = {}
         # The last report counted of each host.
         self._counted: dict[str, tuple[str, int]] = {}
-        # Known for the time between two takings: to ask for it each time costs a whole reading.
+        # To ask for it each time costs a whole reading.
         self._devices: dict[str, _Devices] = {}
 
     def observe(self, hosts: Iterable[HostState]) -> None:
@@ -126,29 +141,35 @@ class TierSamples:
 
     def _count(self, report: HostReport) -> None:
         devices = self._devices_of(report)
-        figures = gpu_history_figures(report.gpus)
-        series = {(each.gpu_index, each.metric): each.values for each in report.series}
-        width = len(GPU_HISTORY_FIGURES)
-        for tier, positions in attribute_positions(report.servers, devices.uuids).items():
+        readings = gpu_history_figures(report.gpus)
+        packed = {(each.gpu_index, each.metric): each.values for each in report.series}
+        for tier, places in devices.places.items():
             for figure, source in _SOURCES.items():
+                values: list[Reading] = []
+                totals: list[int | None] = []
+                if not packed:
+                    values += [readings[place * _WIDTH + source.place] for place in places]
+                    totals += [devices.total_bytes[place] for place in places]
+                for place in places if packed else ():
+                    samples = packed.get((devices.indexes[place], source.metric)) or (
+                        readings[place * _WIDTH + source.place],
+                    )
+                    values += samples
+                    totals += (devices.total_bytes[place],) * len(samples)
                 counts = self._counts.setdefault((tier, figure), Counter())
-                for position in positions:
-                    total = devices.total_bytes[position]
-                    values = series.get((devices.indexes[position], source.metric))
-                    reading = figures[position * width + source.place]
-                    for value in values or (() if reading is None else (reading,)):
-                        rounded = source.rounded(value, total)
-                        if rounded is not None:
-                            counts[rounded] += 1
+                counts.update(source.rounded(values, totals))
 
     def _devices_of(self, report: HostReport) -> _Devices:
         uuids = gpu_uuids(report.gpus)
+        servers = tuple([(server.tier, server.gpu_uuids) for server in report.servers])
         devices = self._devices.get(report.host.host_id)
-        if devices is None or devices.uuids != uuids:
+        if devices is None or devices.uuids != uuids or devices.servers != servers:
             devices = _Devices(
                 uuids,
+                servers,
                 tuple(gpu.index for gpu in report.gpus),
                 tuple(known(gpu.memory_total_bytes) for gpu in report.gpus),
+                attribute_positions(report.servers, uuids),
             )
             self._devices[report.host.host_id] = devices
         return devices
@@ -163,5 +184,10 @@ class TierSamples:
             if counts
         )
         self._counts = {}
-        self._devices = {}
+        # Of hosts that left nothing is kept, and of memory that was not told it is asked again.
+        self._devices = {
+            host_id: devices
+            for host_id, devices in self._devices.items()
+            if host_id in self._counted and None not in devices.total_bytes
+        }
         return taken
