@@ -93,12 +93,12 @@ class Counter(Telemetry):
 
 async def test_alerts_wait_while_the_bus_is_away_and_what_does_not_fit_is_counted() -> None:
     bus, telemetry, clock = Bus(), Counter(), FakeClock()
-    reporter = AlertReporter(bus, clock=clock, telemetry=telemetry, buffer=2)
+    reporter = AlertReporter(clock=clock, telemetry=telemetry, buffer=2)
     for change in unhealthy(Fleet(), "gold-1", "gold-2", "gold-3"):
         reporter.offer(change)
     assert telemetry.counts["gpu_metrics.alerts.dropped"] == 1
     bus.failures = [BusUnavailable("away"), BusUnavailable("away")]
-    publishing = asyncio.create_task(reporter.publish())
+    publishing = asyncio.create_task(reporter.publish(bus))
     for _ in range(10):
         await clock.advance(1.0)
     publishing.cancel()
@@ -107,11 +107,11 @@ async def test_alerts_wait_while_the_bus_is_away_and_what_does_not_fit_is_counte
 
 async def test_an_alert_the_bus_refuses_is_dropped_and_holds_up_none() -> None:
     bus, telemetry, clock = Bus(), Counter(), FakeClock()
-    reporter = AlertReporter(bus, clock=clock, telemetry=telemetry, buffer=9)
+    reporter = AlertReporter(clock=clock, telemetry=telemetry, buffer=9)
     bus.failures = [BusRefused("no such topic")]
     for change in unhealthy(Fleet(), "gold-1", "gold-2"):
         reporter.offer(change)
-    publishing = asyncio.create_task(reporter.publish())
+    publishing = asyncio.create_task(reporter.publish(bus))
     for _ in range(3):
         await clock.advance(1.0)
     publishing.cancel()
@@ -123,7 +123,7 @@ def test_the_bus_hears_nothing_of_who_looks_after_an_alert_nor_of_silence_that_b
     None
 ):
     fleet, clock = Fleet(), FakeClock()
-    reporter = AlertReporter(Bus(), clock=clock, telemetry=Telemetry("test"), buffer=9)
+    reporter = AlertReporter(clock=clock, telemetry=Telemetry("test"), buffer=9)
     fleet.report(0)
     (raised,) = fleet.changes(5)
     acknowledged = fleet.book.acknowledge(raised.alert.alert_id, who="kim", note="", now=moment(6))

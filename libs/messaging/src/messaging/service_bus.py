@@ -10,6 +10,7 @@ Nothing is called before the first event, so a service starts while the bus is a
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from random import Random
@@ -51,7 +52,7 @@ async def open_publisher(
     random: Random | None = None,
 ) -> AsyncIterator[EventPublisher]:
     """Yields a publisher to the topic of the settings."""
-    # The AWS SDK is slow to import, and a service without the bus does without it.
+    await _load_sdk()
     from messaging.adapters.s3_claim_store import open_s3_claim_store  # noqa: PLC0415  # see above
     from messaging.adapters.sns_topic import open_sns_topic  # noqa: PLC0415  # see above
 
@@ -80,6 +81,7 @@ async def open_consumer(
     random: Random | None = None,
 ) -> AsyncIterator[EventConsumer]:
     """Yields a consumer of the queue of the settings."""
+    await _load_sdk()
     from messaging.adapters.s3_claim_store import open_s3_claim_store  # noqa: PLC0415  # see above
     from messaging.adapters.sqs_queue import open_sqs_queue  # noqa: PLC0415  # see above
 
@@ -96,6 +98,14 @@ async def open_consumer(
             telemetry=telemetry,
             random=random,
         )
+
+
+async def _load_sdk() -> None:
+    """Loads the AWS SDK in a thread: half a second of CPU, in which the service goes on answering.
+
+    A service without the bus does without it.
+    """
+    await asyncio.to_thread(importlib.import_module, "messaging.adapters.aws_calls")
 
 
 async def keep_running(

@@ -8,10 +8,12 @@ if __name__ == "__main__":
 
     begin()
 
+import asyncio
 import os
 import socket
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 
 from autoscaler.config import AutoscalerSettings
 from autoscaler.event_bus import join_bus
@@ -32,16 +34,25 @@ async def main(settings: AutoscalerSettings, runtime: ServiceRuntime) -> None:
                 telemetry=runtime.telemetry,
             )
         )
-        bus_tasks = await stack.enter_async_context(
-            join_bus(
-                settings,
-                stopping=runtime.stopping,
-                clock=runtime.clock,
-                rng=runtime.random,
-                telemetry=runtime.telemetry,
-            )
+        await runtime.serve(
+            replica.registrations,
+            settings.server,
+            *replica.tasks,
+            partial(_run_bus, settings, runtime),
         )
-        await runtime.serve(replica.registrations, settings.server, *replica.tasks, *bus_tasks)
+
+
+async def _run_bus(settings: AutoscalerSettings, runtime: ServiceRuntime) -> None:
+    """Joins the bus beside the server: opening it takes a while, and no caller waits for it."""
+    async with join_bus(
+        settings,
+        stopping=runtime.stopping,
+        clock=runtime.clock,
+        rng=runtime.random,
+        telemetry=runtime.telemetry,
+    ) as tasks:
+        # Each ends by itself, in order, once the service is stopping; none of them raises.
+        await asyncio.gather(*(task() for task in tasks))
 
 
 if __name__ == "__main__":

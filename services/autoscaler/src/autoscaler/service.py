@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
-from autoscaler.adapters.aws_scaling_groups import open_aws_scaling_groups
 from autoscaler.adapters.demand_feed import WatchedDemand
 from autoscaler.adapters.fleet_feed import WatchedFleet
+from autoscaler.adapters.late_cloud import LateCloud
 from autoscaler.adapters.postgres_stores import PostgresStores, open_postgres_stores
 from autoscaler.adapters.router_drains import GrpcRouterDrains
 from autoscaler.config import AutoscalerSettings
@@ -20,6 +23,7 @@ from autoscaler.decision_feed import DecisionFeed
 from autoscaler.leadership import Leadership, Role
 from autoscaler.metric_names import LoopInstruments, register_metrics
 from autoscaler.picture import Picture
+from autoscaler.ports import ScalingCloud
 from autoscaler.servicer import AutoscalerServicer, ServicerSettings
 from gaming.autoscaler.v1 import autoscaler_pb2, autoscaler_pb2_grpc
 from servicekit.channels import open_channel
@@ -80,15 +84,7 @@ async def open_autoscaler(
             )
         )
         stores = database.stores
-        cloud = await stack.enter_async_context(
-            open_aws_scaling_groups(
-                {tier: of.group for tier, of in tiers.items()},
-                clock=clock,
-                region=settings.cloud.region,
-                endpoint_url=settings.cloud.endpoint_url,
-                timeout_seconds=settings.cloud.timeout_seconds,
-            )
-        )
+        cloud = await stack.enter_async_context(LateCloud(partial(_open_cloud, settings, clock)))
         collectors = [
             await stack.enter_async_context(open_channel(target, settings.channel))
             for target in settings.collectors
@@ -168,6 +164,7 @@ async def open_autoscaler(
                 ),
             ),
             tasks=(
+                cloud.open,
                 fleet.run,
                 demand.run,
                 lambda: _lead(database, leadership, clock),
@@ -180,6 +177,24 @@ async def open_autoscaler(
             feed=feed,
             picture=picture,
         )
+
+
+@asynccontextmanager
+async def _open_cloud(settings: AutoscalerSettings, clock: Clock) -> AsyncIterator[ScalingCloud]:
+    # In a thread, so that calls are answered while the AWS SDK is loaded.
+    await asyncio.to_thread(importlib.import_module, "autoscaler.adapters.aws_scaling_groups")
+    from autoscaler.adapters.aws_scaling_groups import (  # noqa: PLC0415  # see above
+        open_aws_scaling_groups,
+    )
+
+    async with open_aws_scaling_groups(
+        {tier: of.group for tier, of in settings.tiers().items()},
+        clock=clock,
+        region=settings.cloud.region,
+        endpoint_url=settings.cloud.endpoint_url,
+        timeout_seconds=settings.cloud.timeout_seconds,
+    ) as cloud:
+        yield cloud
 
 
 async def _lead(database: PostgresStores, leadership: Leadership, clock: Clock) -> None:

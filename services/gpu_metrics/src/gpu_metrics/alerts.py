@@ -54,8 +54,7 @@ class AlertReporter:
     it is back; further ones are dropped and counted.
     """
 
-    def __init__(self, sink: EventSink, *, clock: Clock, telemetry: Telemetry, buffer: int) -> None:
-        self._sink = sink
+    def __init__(self, *, clock: Clock, telemetry: Telemetry, buffer: int) -> None:
         self._clock = clock
         self._waiting: asyncio.Queue[pb.GameEvent] = asyncio.Queue(buffer)
         self._dropped = telemetry.counter(
@@ -71,16 +70,16 @@ class AlertReporter:
         except asyncio.QueueFull:
             self._dropped.add(1, {"reason": "buffer_full"})
 
-    async def publish(self) -> None:
+    async def publish(self, sink: EventSink) -> None:
         """Publish what waits, in order, until cancelled; tries again while the bus is away."""
         while True:
-            await self._publish_one(await self._waiting.get())
+            await self._publish_one(sink, await self._waiting.get())
 
-    async def _publish_one(self, message: pb.GameEvent) -> None:
+    async def _publish_one(self, sink: EventSink, message: pb.GameEvent) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             try:
-                await self._sink.publish(message)
+                await sink.publish(message)
             except Unavailable as error:
                 log.warning("alert_waits", reason=error.reason, again_seconds=pause)
                 await self._clock.sleep(pause)

@@ -1,11 +1,12 @@
 """The collector's composition root."""
 
+import asyncio
+import importlib
 import os
 import uuid
 from contextlib import AsyncExitStack
+from functools import partial
 
-from gpu_metrics.adapters.cloudwatch import CloudWatchAggregates
-from gpu_metrics.adapters.prometheus import serve_prometheus
 from gpu_metrics.alert_desk import AlertDesk
 from gpu_metrics.alerts import AlertReporter
 from gpu_metrics.config import COLLECTOR_DEFAULT_ADDRESS, CollectorSettings
@@ -57,47 +58,69 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
     )
     tasks = [feed.maintain, alerts.run]
     if settings.cloudwatch_enabled:
-        publisher = AggregatePublisher(
-            view,
-            CloudWatchAggregates(
-                namespace=settings.cloudwatch_namespace,
-                region=settings.aws_region,
-                endpoint_url=settings.aws_endpoint_url,
-                timeout_seconds=5.0,
-            ),
-            clock=runtime.clock,
-            telemetry=runtime.telemetry,
-            interval_seconds=settings.cloudwatch_interval_seconds,
-        )
-        tasks += [publisher.observe, publisher.run]
+        tasks.append(partial(_publish_aggregates, settings, runtime, view))
     if runtime.telemetry.exporting:
         instruments = FleetInstruments(feed.hosts, clock=runtime.clock, telemetry=runtime.telemetry)
         tasks.append(instruments.look)
     say_what_is_joined(settings.messaging)
     async with AsyncExitStack() as stack:
         if settings.prometheus.address is not None:
+            # The HTTP server is a fifth of the imports, for a page that only some want.
+            from gpu_metrics.adapters.prometheus import (  # noqa: PLC0415  # see above
+                serve_prometheus,
+            )
+
             await stack.enter_async_context(
                 serve_prometheus(settings.prometheus.address, feed.hosts, clock=runtime.clock)
             )
         if settings.messaging.publishes:
-            bus = await stack.enter_async_context(
-                open_publisher(
-                    settings.messaging,
-                    clock=runtime.clock,
-                    telemetry=runtime.telemetry,
-                    random=runtime.random,
-                )
-            )
             reporter = AlertReporter(
-                bus,
-                clock=runtime.clock,
-                telemetry=runtime.telemetry,
-                buffer=settings.alerts.buffer,
+                clock=runtime.clock, telemetry=runtime.telemetry, buffer=settings.alerts.buffer
             )
             alerts.add_listener(reporter.offer)
-            tasks.append(reporter.publish)
+            tasks.append(partial(_publish_alerts, settings, runtime, reporter))
         services = registrations(feed, runtime.clock, events=events, alerts=alerts)
         await runtime.serve(services, settings.server, *tasks)
+
+
+async def _publish_aggregates(
+    settings: CollectorSettings, runtime: ServiceRuntime, view: FleetView
+) -> None:
+    """Publishes to CloudWatch until cancelled.
+
+    The AWS SDK takes half a second of CPU to load: the fleet is served meanwhile.
+    """
+    await asyncio.to_thread(importlib.import_module, "gpu_metrics.adapters.cloudwatch")
+    from gpu_metrics.adapters.cloudwatch import CloudWatchAggregates  # noqa: PLC0415  # see above
+
+    publisher = AggregatePublisher(
+        view,
+        CloudWatchAggregates(
+            namespace=settings.cloudwatch_namespace,
+            region=settings.aws_region,
+            endpoint_url=settings.aws_endpoint_url,
+            timeout_seconds=5.0,
+        ),
+        clock=runtime.clock,
+        telemetry=runtime.telemetry,
+        interval_seconds=settings.cloudwatch_interval_seconds,
+    )
+    async with asyncio.TaskGroup() as group:
+        group.create_task(publisher.observe())
+        group.create_task(publisher.run())
+
+
+async def _publish_alerts(
+    settings: CollectorSettings, runtime: ServiceRuntime, reporter: AlertReporter
+) -> None:
+    """Publishes to the event bus until cancelled; alerts wait while it is being opened."""
+    async with open_publisher(
+        settings.messaging,
+        clock=runtime.clock,
+        telemetry=runtime.telemetry,
+        random=runtime.random,
+    ) as bus:
+        await reporter.publish(bus)
 
 
 def main() -> int:

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-import aioboto3
 import aiobotocore
 import aiohttp
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from botocore.parsers import ResponseParserError
 
+from messaging.adapters.aws_sessions import open_session
 from messaging.errors import BusRefused, BusUnavailable
 from messaging.ports import ACCEPTED, EntryOutcome
 from messaging.settings import MessagingSettings
@@ -57,7 +57,8 @@ async def open_client(
         # Bucket names as host names exist on AWS only.
         s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
     )
-    async with aioboto3.Session().client(
+    session = await open_session(service)
+    async with session.create_client(
         service, region_name=settings.region, endpoint_url=settings.endpoint_url, config=config
     ) as client:
         yield client

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
-import aioboto3
 import structlog
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
@@ -19,6 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from autoscaler.domain.fleet_view import GroupInstance, ScalingGroup
 from autoscaler.domain.tiers import Tier
 from autoscaler.ports import CloudError
+from messaging.adapters.aws_sessions import open_session
 from servicekit.clock import Clock
 
 __all__ = ["AwsScalingGroups", "open_aws_scaling_groups"]
@@ -177,13 +177,17 @@ async def open_aws_scaling_groups(
         retries={"mode": "adaptive", "total_max_attempts": _ATTEMPTS},
         max_pool_connections=10,
     )
-    session = aioboto3.Session(region_name=region)
+    session = await open_session("autoscaling", "ec2")
     async with AsyncExitStack() as stack:
         autoscaling = await stack.enter_async_context(
-            session.client("autoscaling", endpoint_url=endpoint_url, config=config)
+            session.create_client(
+                "autoscaling", region_name=region, endpoint_url=endpoint_url, config=config
+            )
         )
         ec2 = await stack.enter_async_context(
-            session.client("ec2", endpoint_url=endpoint_url, config=config)
+            session.create_client(
+                "ec2", region_name=region, endpoint_url=endpoint_url, config=config
+            )
         )
         yield AwsScalingGroups(
             autoscaling, ec2, groups, clock=clock, timeout_seconds=timeout_seconds

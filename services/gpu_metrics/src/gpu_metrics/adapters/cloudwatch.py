@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote_plus
 
-import aioboto3
+from aiobotocore.session import AioSession
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -25,6 +25,7 @@ from gpu_metrics.domain.aggregate import TierAggregate
 from gpu_metrics.domain.histogram import Histogram
 from gpu_metrics.domain.tier_samples import GpuFigure, TierDistribution
 from gpu_metrics.ports import MetricBatch, Publication, PublishFailed, PublishOutcome
+from messaging.adapters.aws_sessions import open_session
 
 __all__ = ["CloudWatchAggregates", "metric_data", "request_batches"]
 
@@ -185,7 +186,7 @@ class CloudWatchAggregates:
         self._region = region
         self._endpoint_url = endpoint_url
         self._timeout_seconds = timeout_seconds
-        self._session = aioboto3.Session()
+        self._session: AioSession | None = None
 
     def batches(self, publication: Publication) -> Sequence[MetricBatch]:
         """Return the publication as requests, each within Amazon's limits."""
@@ -199,10 +200,11 @@ class CloudWatchAggregates:
             # The SDK would repeat what timed out or broke off, whose effect nobody knows.
             retries={"total_max_attempts": 1},
         )
+        session = self._session = self._session or await open_session("cloudwatch")
         try:
             async with (
                 asyncio.timeout(4 * self._timeout_seconds),
-                self._session.client(
+                session.create_client(
                     "cloudwatch",
                     region_name=self._region,
                     endpoint_url=self._endpoint_url,
