@@ -7,24 +7,43 @@ reported is None, never 0.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gpu_metrics.domain.histogram import Histogram, merge
 from gpu_metrics.domain.host_energy import EnergyUse
 from gpu_metrics.domain.readings import (
+    GPU_HISTORY_FIGURES,
     CountReading,
     GpuReading,
     HostReport,
     ModelServerReading,
     ModelServerState,
     Tier,
+    gpu_history_figures,
     gpu_uuids,
     known,
 )
 
-__all__ = ["TierAggregate", "TierMember", "aggregate_tier", "attribute_gpus", "attribute_positions"]
+__all__ = [
+    "GpuLoad",
+    "TierAggregate",
+    "TierMember",
+    "aggregate_tier",
+    "attribute_gpus",
+    "attribute_loads",
+    "attribute_positions",
+]
 
 _Item = TypeVar("_Item")
+_UTILIZATION = GPU_HISTORY_FIGURES.index("utilization_permille")
+_POWER = GPU_HISTORY_FIGURES.index("power_milliwatts")
+
+
+class GpuLoad(NamedTuple):
+    """What a GPU adds to its tier; None is missing."""
+
+    utilization_permille: float | None
+    power_milliwatts: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +58,7 @@ class TierMember:
     fresh: bool
     time_to_first_token: Histogram | None
     inter_token_latency: Histogram | None
-    gpus: tuple[GpuReading, ...] = ()
+    gpus: tuple[GpuLoad, ...] = ()
     energy: EnergyUse | None = None
 
 
@@ -78,6 +97,25 @@ def attribute_gpus(report: HostReport) -> Mapping[Tier, tuple[GpuReading, ...]]:
     }
 
 
+def attribute_loads(report: HostReport) -> Mapping[Tier, tuple[GpuLoad, ...]]:
+    """Return what the GPUs of a host add to which tier, as `attribute_positions` tells.
+
+    Figures are read out of the report as it came: a `GpuReading` of each would cost ten times that.
+    """
+    positions = attribute_positions(report.servers, gpu_uuids(report.gpus))
+    figures = gpu_history_figures(report.gpus) if positions else []
+    return {
+        tier: tuple(
+            GpuLoad(
+                figures[position * len(GPU_HISTORY_FIGURES) + _UTILIZATION],
+                figures[position * len(GPU_HISTORY_FIGURES) + _POWER],
+            )
+            for position in served
+        )
+        for tier, served in positions.items()
+    }
+
+
 def attribute_positions(
     servers: Sequence[ModelServerReading], uuids: Sequence[str]
 ) -> Mapping[Tier, tuple[int, ...]]:
@@ -110,7 +148,10 @@ def aggregate_tier(tier: Tier, members: Sequence[TierMember]) -> TierAggregate:
     ]
     first_token = merge(_present(member.time_to_first_token for member in fresh))
     inter_token = merge(_present(member.inter_token_latency for member in fresh))
-    utilizations = _known(gpus, lambda gpu: gpu.utilization_permille)
+    utilizations = [
+        gpu.utilization_permille for gpu in gpus if gpu.utilization_permille is not None
+    ]
+    powers = [gpu.power_milliwatts for gpu in gpus if gpu.power_milliwatts is not None]
     return TierAggregate(
         tier=tier,
         known_servers=len(members),
@@ -128,7 +169,7 @@ def aggregate_tier(tier: Tier, members: Sequence[TierMember]) -> TierAggregate:
         mean_gpu_utilization_permille=(
             round(sum(utilizations) / len(utilizations)) if utilizations else None
         ),
-        power_milliwatts=_total(_known(gpus, lambda gpu: gpu.power_milliwatts)),
+        power_milliwatts=round(sum(powers)) if powers else None,
         latency_coarsened=any(merged.coarsened for merged in (first_token, inter_token) if merged),
         tokens_per_joule=_tokens_per_joule(fresh),
     )

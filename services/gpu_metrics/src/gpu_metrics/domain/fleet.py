@@ -15,7 +15,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from gpu_metrics.domain.aggregate import TierAggregate, TierMember, aggregate_tier, attribute_gpus
+from gpu_metrics.domain.aggregate import TierAggregate, TierMember, aggregate_tier, attribute_loads
 from gpu_metrics.domain.host_energy import HostEnergy
 from gpu_metrics.domain.host_ingest import (
     AcceptedReport,
@@ -435,7 +435,7 @@ class FleetView:
     def _members(entry: _Entry, slots: tuple[int, int]) -> Iterable[TierMember]:
         report = entry.state.report
         fresh = entry.state.freshness is Freshness.FRESH
-        gpus = attribute_gpus(report)
+        gpus = attribute_loads(report)
         claimed: set[Tier] = set()
         for server in report.servers:
             first_token, inter_token = entry.latency.between(server.server_id, slots)
