@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from knowledge_base.adapters.minilm_weights import find_model_files
+from knowledge_base.adapters import model_cache
+from knowledge_base.adapters.minilm_weights import file_sha256, find_model_files
 from knowledge_base.adapters.model_cache import ensure_graph
 from knowledge_base.adapters.onnx_embedder import MAXIMUM_TOKENS, OnnxEmbedder
 from servicekit.errors import Overloaded
@@ -157,3 +159,27 @@ def test_the_graph_is_written_once_and_again_when_it_is_broken(cache: Path) -> N
     weights.write_bytes(data)
     assert ensure_graph(files, cache).stat().st_mtime_ns > written
     assert [entry.name for entry in cache.iterdir()] == [graph.parent.name]
+
+
+def test_a_whole_graph_is_hashed_again_only_after_something_was_written(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = find_model_files()
+    weights = ensure_graph(files, cache).parent / "weights.bin"
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(model_cache, "file_sha256", counted)
+    ensure_graph(files, cache)  # the first comparison after it was written or broken
+    hashed.clear()
+    ensure_graph(files, cache)
+    assert hashed == []
+    # The same content and the same date: only the change time tells of it.
+    state = weights.stat()
+    weights.write_bytes(weights.read_bytes())
+    os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns))
+    ensure_graph(files, cache)
+    assert "weights.bin" in hashed
