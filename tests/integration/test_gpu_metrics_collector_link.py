@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -55,7 +55,11 @@ class ScriptedCollector(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
 
 @asynccontextmanager
 async def linked(
-    collector: ScriptedCollector, *, acknowledge_timeout_seconds: float = 10.0
+    collector: ScriptedCollector,
+    *,
+    acknowledge_timeout_seconds: float = 10.0,
+    clock: SystemClock | None = None,
+    before: Sequence[CollectorLink] = (),
 ) -> AsyncIterator[CollectorLink]:
     registration = ServiceRegistration.of(
         gpu_metrics_pb2_grpc.add_GpuReportServiceServicer_to_server,
@@ -66,12 +70,13 @@ async def linked(
         link = CollectorLink(
             channel,
             name="collector",
-            clock=SystemClock(),
+            clock=clock or SystemClock(),
             jitter=random.Random(7),  # noqa: S311  # spreads retries, no secret
             telemetry=Telemetry("test"),
             acknowledge_timeout_seconds=acknowledge_timeout_seconds,
             first_backoff_seconds=0.02,
             maximum_backoff_seconds=0.1,
+            before=before,
         )
         running = asyncio.ensure_future(link.run())
         yield link
@@ -143,3 +148,48 @@ async def test_a_refused_report_is_offered_again_after_a_pause() -> None:
             await link.delivered()
     assert collector.instance_types == ["only"]
     assert collector.streams == 2
+
+
+class ShiftedClock(SystemClock):
+    """The machine's clock, some time later."""
+
+    def __init__(self) -> None:
+        self.shift = 0.0
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.shift
+
+
+async def test_a_host_counts_at_the_first_of_its_collectors_that_has_not_been_away_for_long() -> (
+    None
+):
+    first, second, clock = ScriptedCollector(), ScriptedCollector(), ShiftedClock()
+    first.acknowledging.set()
+    second.acknowledging.set()
+    async with (
+        linked(first, acknowledge_timeout_seconds=0.3, clock=clock) as earlier,
+        linked(second, clock=clock, before=[earlier]) as later,
+    ):
+
+        async def said_to_the_second() -> int:
+            later.offer(report("next"))
+            async with asyncio.timeout(20):
+                await later.delivered()
+            return second.received[-1].collectors_before
+
+        earlier.offer(report("one"))
+        async with asyncio.timeout(20):
+            await earlier.delivered()
+        assert await said_to_the_second() == 1
+        first.acknowledging.clear()
+        earlier.offer(report("two"))
+        await first.has_received(3)
+        # A stream that is opened again is no reason to count elsewhere.
+        assert await said_to_the_second() == 1
+        clock.shift = 6.0
+        assert await said_to_the_second() == 0
+        first.acknowledging.set()
+        async with asyncio.timeout(20):
+            await earlier.delivered()
+        assert await said_to_the_second() == 1
+    assert {request.collectors_before for request in first.received} == {0}

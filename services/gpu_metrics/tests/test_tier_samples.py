@@ -116,3 +116,30 @@ def test_a_server_that_moves_to_another_gpu_takes_its_tier_along() -> None:
         view.apply(make_report("i-1", sequence, server, gpus=gpus), 0.0, NOON)
         samples.observe(view.hosts(0.0))
     assert [dict(each.counts) for each in samples.take()] == [{0: 1, 10: 1}]
+
+
+def test_what_counts_at_another_collector_is_left_to_it() -> None:
+    view, samples = FleetView(FleetPolicy()), TierSamples()
+    for host, before, tier in (
+        ("i-1", 0, Tier.GOLD),
+        ("i-2", 1, Tier.GOLD),
+        ("i-3", 1, Tier.SILVER),
+    ):
+        gpu = GpuReading(gpu_uuid=host, index=0, utilization_permille=500)
+        report = make_report(host, 1, make_server(f"server-{host}", tier), gpus=(gpu,))
+        view.apply(replace(report, collectors_before=before), 0.0, NOON)
+    samples.observe(view.hosts(0.0))
+    assert [(each.tier, dict(each.counts)) for each in samples.take()] == [(Tier.GOLD, {50: 1})]
+    counted = view.aggregates(0.0, counted_here=True)
+    assert [(each.tier, each.known_servers) for each in counted] == [(Tier.GOLD, 1)]
+    shown = view.aggregates(0.0)
+    assert [(each.tier, each.known_servers) for each in shown] == [(Tier.GOLD, 2), (Tier.SILVER, 1)]
+
+
+def test_a_collector_whose_hosts_all_count_elsewhere_publishes_nothing() -> None:
+    view = FleetView(FleetPolicy())
+    view.apply(replace(make_report("i-1", 1), collectors_before=1), 0.0, NOON)
+    assert view.aggregates(0.0, counted_here=True) == ()
+    # The other one is gone, and the host says so with its next report.
+    view.apply(make_report("i-1", 2), 1.0, NOON)
+    assert [each.known_servers for each in view.aggregates(1.0, counted_here=True)] == [1]

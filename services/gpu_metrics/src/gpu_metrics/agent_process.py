@@ -100,17 +100,18 @@ async def run_agent(settings: AgentSettings, runtime: ServiceRuntime) -> None:
             for address in settings.model_servers
         ]
         _add_gpus(sources, settings, runtime, session, stack, journal, ecs, servers)
-        links = [
-            CollectorLink(
+        links: list[CollectorLink] = []
+        for target in settings.collectors:
+            link = CollectorLink(
                 await stack.enter_async_context(open_channel(target, settings.channel)),
                 name=target,
                 clock=runtime.clock,
                 jitter=runtime.random,
                 telemetry=runtime.telemetry,
                 journal=journal,
+                before=links,
             )
-            for target in settings.collectors
-        ]
+            links.append(link)
         agent = Agent(
             host=ecs_host,
             gpus=sources.gpus,

@@ -30,7 +30,8 @@ class AggregatePublisher:
     GPU figures are those of every report since. A batch that certainly had no effect waits and is
     sent again at the next interval, with its own time and after those before it; at most
     `buffer_batches` wait, and the oldest gives way. A batch of which the effect is unknown is
-    counted and not repeated: it could count everything twice.
+    counted and not repeated: it could count everything twice. Of collectors side by side each
+    publishes the hosts that count at it, so no sum is doubled; mostly one of them has them all.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class AggregatePublisher:
             first_slot, next_slot = next_slot, self._view.slot_at(now)
             publication = Publication(
                 self._clock.now(),
-                self._view.aggregates(now, latency_slots=(first_slot, next_slot - 1)),
+                self._view.aggregates(
+                    now, latency_slots=(first_slot, next_slot - 1), counted_here=True
+                ),
                 self._samples.take(),
             )
             self._keep(self._sink.batches(publication))

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import grpc
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 _MAXIMUM_EVENTS = 256
 """Events in one message, the protocol's limit."""
+_AWAY_SECONDS = 5.0
+"""Streams are opened again now and then; a collector that is away is so for longer."""
 
 
 class _StreamBroken(Exception):
@@ -44,6 +47,9 @@ class CollectorLink:
     waits. A stream begins by asking where the collector stands, and goes on from there: from the
     beginning of what the journal holds with a collector that starts anew. One that takes no events
     is sent none.
+
+    Each report says how many of the links `before` this one work, so that a host is counted by one
+    of its collectors.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class CollectorLink:
         jitter: random.Random,
         telemetry: Telemetry,
         journal: EventJournal | None = None,
+        before: Sequence["CollectorLink"] = (),
         acknowledge_timeout_seconds: float = 5.0,
         first_backoff_seconds: float = 0.2,
         maximum_backoff_seconds: float = 5.0,
@@ -64,6 +71,9 @@ class CollectorLink:
         self._clock = clock
         self._jitter = jitter
         self._journal = journal
+        self._before = tuple(before)
+        # Since when the collector takes nothing; None while it does.
+        self._away_since: float | None = None
         self._acknowledge_timeout_seconds = acknowledge_timeout_seconds
         self._first_backoff_seconds = first_backoff_seconds
         self._maximum_backoff_seconds = maximum_backoff_seconds
@@ -103,6 +113,12 @@ class CollectorLink:
         self._idle.clear()
         self._offered.set()
 
+    @property
+    def works(self) -> bool:
+        """Return whether the collector takes reports, or stopped doing so a moment ago."""
+        away = self._away_since
+        return away is None or self._clock.monotonic() - away < _AWAY_SECONDS
+
     async def delivered(self) -> None:
         """Return once nothing waits or is under way, neither reports nor events."""
         await self._idle.wait()
@@ -113,6 +129,8 @@ class CollectorLink:
             try:
                 await self._deliver()
             except _StreamBroken as broken:
+                if self._away_since is None:
+                    self._away_since = self._clock.monotonic()
                 self._broken.add(1, {"collector": self._name})
                 if self._failures == 0:
                     log.warning(
@@ -174,7 +192,11 @@ class CollectorLink:
         if self._waiting is not None:
             self._under_way, self._waiting = self._waiting, None
             self._sequence += 1
-            report = replace(self._under_way, sequence=self._sequence)
+            report = replace(
+                self._under_way,
+                sequence=self._sequence,
+                collectors_before=sum(link.works for link in self._before),
+            )
             await self._send(call, _with_events(report, batch, self._journal), batch)
             self._under_way = None
             return True
@@ -218,6 +240,8 @@ class CollectorLink:
                     explanation="a newer agent run reports for the same host id",
                 )
             raise _StreamBroken("SUPERSEDED")
+        if not report.events_only:
+            self._away_since = None
         if self._failures > 0 and not report.events_only:
             log.info("report_stream_restored", collector=self._name, failures=self._failures)
             self._failures = 0

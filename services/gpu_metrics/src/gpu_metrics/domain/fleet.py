@@ -405,19 +405,31 @@ class FleetView:
         now: float,
         tiers: frozenset[Tier] = frozenset(),
         latency_slots: tuple[int, int] | None = None,
+        *,
+        counted_here: bool = False,
     ) -> tuple[TierAggregate, ...]:
         """Return the aggregate of every tier that has or had a server, ordered by tier.
 
         Latencies are of the policy's window, or of the slots from first to last of
-        `latency_slots`.
+        `latency_slots`. With `counted_here` they are over the hosts that count at this collector,
+        and there are none while all hosts count at others.
         """
         self.advance(now)
         wanted = [
             tier for tier in Tier if tier in self._tiers_seen and (not tiers or tier in tiers)
         ]
+        entries: Iterable[_Entry] = self._hosts.values()
+        if counted_here:
+            entries = [e for e in entries if not e.state.report.collectors_before]
+            if self._hosts and not entries:
+                return ()
+            served = {tier for e in self._hosts.values() for tier in e.state.tiers}
+            here = {tier for e in entries for tier in e.state.tiers}
+            # A tier that counts elsewhere alone is not one without servers.
+            wanted = [tier for tier in wanted if tier in here or tier not in served]
         members: Mapping[Tier, list[TierMember]] = {tier: [] for tier in wanted}
         slots = latency_slots or self._window_slots(now)
-        for entry in self._hosts.values():
+        for entry in entries:
             for member in self._members(entry, slots):
                 if member.server.tier in members:
                     members[member.server.tier].append(member)

@@ -299,7 +299,8 @@ class HostReport:
     `series` are the samples since the report before, `events` those of the journal `journal_id`
     that the collector lacks, in order, and `oldest_event_sequence` is the oldest that the journal
     still holds (0 means that it gave nothing up). A report that is `events_only` says nothing of
-    readings, and its sequence means nothing.
+    readings, and its sequence means nothing. `collectors_before` is how many collectors that the
+    agent names earlier take its reports; the host counts at the one for which it is 0.
     """
 
     host: Host
@@ -317,3 +318,4 @@ class HostReport:
     processes: ProcessReading | None = None
     cost: AgentCost | None = None
     oldest_event_sequence: int = 0
+    collectors_before: int = 0

@@ -128,13 +128,18 @@ class TierSamples:
         self._devices: dict[str, _Devices] = {}
 
     def observe(self, hosts: Iterable[HostState]) -> None:
-        """Count the newest report of every fresh host that was not counted before."""
+        """Count the newest report of every fresh host that was not counted before.
+
+        A host that another collector counts is left to it.
+        """
         counted: dict[str, tuple[str, int]] = {}
         for state in hosts:
             report = state.report
             run = (report.boot_id, report.sequence)
             counted[state.host.host_id] = run
-            if state.freshness is Freshness.FRESH and self._counted.get(state.host.host_id) != run:
+            if report.collectors_before or state.freshness is not Freshness.FRESH:
+                continue
+            if self._counted.get(state.host.host_id) != run:
                 self._count(report)
         # What is not among the hosts any more has left; its next report is a new one.
         self._counted = counted

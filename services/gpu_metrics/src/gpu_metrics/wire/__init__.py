@@ -71,6 +71,7 @@ def report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostRe
         ),
         cost=cost_from_message(message.cost) if message.HasField("cost") else None,
         oldest_event_sequence=message.oldest_event_sequence,
+        collectors_before=message.collectors_before,
     )
 
 
@@ -92,6 +93,7 @@ def report_message(report: HostReport) -> gpu_metrics_pb2.StreamReportsRequest:
         processes=processes_message(report.processes) if report.processes is not None else None,
         cost=cost_message(report.cost) if report.cost is not None else None,
         oldest_event_sequence=report.oldest_event_sequence,
+        collectors_before=report.collectors_before,
     )
 
 

@@ -199,6 +199,7 @@ def lazy_report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> H
         journal_id=message.journal_id,
         events_only=message.events_only,
         oldest_event_sequence=message.oldest_event_sequence,
+        collectors_before=message.collectors_before,
         processes=(
             processes_from_message(message.processes) if message.HasField("processes") else None
         ),
