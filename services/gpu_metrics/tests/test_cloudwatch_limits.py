@@ -28,8 +28,8 @@ from .builders import NOON, make_histogram, make_report, make_server
 DOLLARS_PER_METRIC_AND_MONTH = 0.30
 DOLLARS_PER_REQUEST = 0.01 / 1000
 """US East (N. Virginia), no free tier counted: custom metrics, the first 10,000 of them, and
-requests of the group "GetMetricStatistics, ListMetrics, PutMetricData, ...", by the paid tier's table in
-aws.amazon.com/cloudwatch/pricing. A metric is a name with its dimensions."""
+requests of the group "GetMetricStatistics, ListMetrics, PutMetricData, ...": the paid tier's tables
+in aws.amazon.com/cloudwatch/pricing. A metric is a name with its dimensions."""
 
 MINUTES_PER_MONTH = 31 * 24 * 60
 SERVICE_LIMIT_BYTES = 1_000_000
