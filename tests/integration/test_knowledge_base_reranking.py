@@ -167,6 +167,19 @@ async def test_limit_and_neighbours_hold_after_reranking(running: RunningKnowled
     assert (len(found.text_before), len(found.text_after)) == (1, 1)
 
 
+async def test_codes_of_passages_met_lately_are_not_read_again(
+    database: str, running: RunningKnowledgeBase
+) -> None:
+    await ingest(running, [("tides.md", DOCUMENT)])
+    before = await search(running, "when is the bell rung?")
+    connection = await asyncpg.connect(database)
+    try:
+        await connection.execute("DELETE FROM knowledge_base.passage_codes")
+    finally:
+        await connection.close()
+    assert await search(running, "when is the bell rung? ") == before
+
+
 async def test_an_edit_prepares_one_passage_and_keeps_the_codes_of_the_others(
     database: str,
 ) -> None:

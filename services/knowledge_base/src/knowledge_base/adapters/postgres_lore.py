@@ -15,6 +15,7 @@ from knowledge_base.adapters.database import (
     caller_errors,
     encode_vector,
 )
+from knowledge_base.adapters.recent_codes import RecentCodes
 from knowledge_base.domain.chunking import ChunkedDocument
 from knowledge_base.domain.errors import IngestInProgress
 from knowledge_base.domain.lore import (
@@ -33,6 +34,8 @@ __all__ = ["PostgresLore"]
 # Storing a document of a megabyte takes longer than any statement that answers a player.
 _INGEST_STATEMENT_SECONDS = 60.0
 _LOCK_POLL_SECONDS = 0.1
+# Of 2,000 passages and more. A search uses fifty, 0.7 MB: fetching them took longer than all else.
+_REMEMBERED_CODES_BYTES = 32 * 1024 * 1024
 
 
 class PostgresLore:
@@ -46,6 +49,7 @@ class PostgresLore:
         self._database = database
         self._clock = clock
         self._lock_wait_seconds = lock_wait_seconds
+        self._codes = RecentCodes(_REMEMBERED_CODES_BYTES)
 
     @asynccontextmanager
     async def ingest_session(self, collection: str) -> AsyncIterator[IngestSession]:
@@ -99,8 +103,7 @@ class PostgresLore:
 
         Raises EmbeddingModelChanged when `model` is no longer the active one.
         """
-        arguments = _search_arguments(query, embedding, parameters, model)
-        rows = await self._database.fetch(RETRIEVAL_QUERIES.search_passages, *arguments)
+        rows = await self._ranked(query, embedding, parameters, model)
         return [_result(row) for row in rows]
 
     async def search_with_codes(
@@ -112,12 +115,47 @@ class PostgresLore:
         model: str,
         reranker: str,
     ) -> list[tuple[SearchResult, bytes | None]]:
-        """Returns as `search`, each with what the reranker keeps of it; None: nothing is kept."""
-        arguments = _search_arguments(query, embedding, parameters, model)
-        rows = await self._database.fetch(
-            RETRIEVAL_QUERIES.search_passages_with_codes, *arguments, reranker
+        """Returns as `search`, each with what the reranker keeps of it; None: nothing is kept.
+
+        Codes that were not read lately take another round trip.
+        """
+        rows = await self._ranked(query, embedding, parameters, model)
+        hashes = [row["embedding_input_sha256"] for row in rows]
+        codes = {sha: self._codes.get((reranker, sha)) for sha in hashes}
+        unread = {
+            row["chunk_id"]: sha for row, sha in zip(rows, hashes, strict=True) if not codes[sha]
+        }
+        if unread:
+            for row in await self._database.fetch(
+                RETRIEVAL_QUERIES.passage_codes, list(unread), reranker
+            ):
+                sha = unread[row["chunk_id"]]
+                codes[sha] = row["codes"]
+                self._codes.put((reranker, sha), row["codes"])
+        return [(_result(row), codes[sha]) for row, sha in zip(rows, hashes, strict=True)]
+
+    async def _ranked(
+        self,
+        query: SearchQuery,
+        embedding: Vector | None,
+        parameters: RankingParameters,
+        model: str,
+    ) -> list[Any]:
+        return await self._database.fetch(
+            RETRIEVAL_QUERIES.search_passages,
+            query.text,
+            None if embedding is None else encode_vector(embedding),
+            query.mode.value,
+            list(query.collections) or None,
+            query.limit,
+            query.per_section,
+            query.neighbours,
+            parameters.vector_weight,
+            parameters.k1,
+            parameters.b,
+            parameters.frequent_from,
+            model,
         )
-        return [(_result(row), row["codes"]) for row in rows]
 
     async def _lock(self, connection: asyncpg.Connection, collection: str) -> None:
         deadline = self._clock.monotonic() + self._lock_wait_seconds
@@ -129,25 +167,6 @@ class PostgresLore:
                     metadata={"collection": collection},
                 )
             await self._clock.sleep(_LOCK_POLL_SECONDS)
-
-
-def _search_arguments(
-    query: SearchQuery, embedding: Vector | None, parameters: RankingParameters, model: str
-) -> tuple[Any, ...]:
-    return (
-        query.text,
-        None if embedding is None else encode_vector(embedding),
-        query.mode.value,
-        list(query.collections) or None,
-        query.limit,
-        query.per_section,
-        query.neighbours,
-        parameters.vector_weight,
-        parameters.k1,
-        parameters.b,
-        parameters.frequent_from,
-        model,
-    )
 
 
 def _result(row: Any) -> SearchResult:

@@ -48,14 +48,20 @@ def met_share(query: NDArray[np.float32], passages: Sequence[bytes]) -> list[flo
         query: unit vectors of the query's tokens, shape [count, size].
         passages: the codes of each passage; 0 for one without tokens.
     """
-    return [_met(query, codes) if len(query) and codes else 0.0 for codes in passages]
-
-
-def _met(query: NDArray[np.float32], codes: bytes) -> float:
-    tokens = decode_tokens(codes, query.shape[1])
-    rows = max(1, _PRODUCT // query.size)
-    nearest = np.full(len(query), -1.0, dtype=np.float32)
-    for start in range(0, len(tokens), rows):
-        np.maximum(nearest, (tokens[start : start + rows] @ query.T).max(axis=0), out=nearest)
-    share = (float(nearest.mean()) - _UNRELATED) / (1 - _UNRELATED)
-    return min(1.0, max(0.0, share))
+    shares = np.zeros(len(passages))
+    filled = [index for index, codes in enumerate(passages) if codes]
+    if len(query) and filled:
+        # All passages stand below each other: what is done to each of fifty is what costs.
+        size = query.shape[1]
+        tokens = decode_tokens(b"".join(passages), size)
+        ends = np.cumsum([len(passages[index]) // size for index in filled])
+        starts = np.concatenate(([0], ends[:-1]))
+        cosines = np.empty((len(tokens), len(query)), dtype=np.float32)
+        rows = max(1, _PRODUCT // query.size)
+        for first, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            for start in range(first, end, rows):
+                part = slice(start, min(end, start + rows))
+                np.matmul(tokens[part], query.T, out=cosines[part])
+        met = np.maximum.reduceat(cosines, starts, axis=0).mean(axis=1).astype(np.float64)
+        shares[filled] = np.clip((met - _UNRELATED) / (1 - _UNRELATED), 0.0, 1.0)
+    return [float(share) for share in shares]

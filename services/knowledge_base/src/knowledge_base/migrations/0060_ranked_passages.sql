@@ -1,0 +1,173 @@
+-- Search of lore tells which passages it found, not what is in them: the statement that asks joins
+-- their contents by key. search_passages of migration 0011 stays for the version before.
+
+-- Ranks passages by meaning, by words, or both; best first. Ways of reckoning and order are those of
+-- search_passages, whose comment explains them. Its plans are kept for the session: making the one
+-- for the main statement costs more than running it on a collection of the usual size.
+CREATE FUNCTION ranked_passages(
+    p_query text,
+    p_embedding vector,
+    p_mode text,
+    p_collections text[],
+    p_limit integer,
+    p_per_section integer,
+    p_vector_weight double precision,
+    p_k1 double precision,
+    p_b double precision,
+    p_frequent_from bigint
+) RETURNS TABLE (
+    chunk_id bigint, score double precision, vector_score double precision,
+    keyword_score double precision, keyword_share double precision
+)
+LANGUAGE plpgsql STABLE
+SET search_path = knowledge_base, public, pg_temp
+SET plan_cache_mode = force_generic_plan
+ROWS 50
+AS $$
+#variable_conflict use_column
+DECLARE
+    v_collections text[] := p_collections;
+    v_count double precision;
+    v_mean_length double precision;
+    v_frequent_from double precision;
+    -- What is cut to size by section; deep enough that other sections can take the place of one.
+    v_pool integer := 4 * p_limit + 20;
+    v_rare text[];
+    v_rare_idf double precision[];
+    v_frequent text[];
+    v_frequent_idf double precision[];
+    v_total double precision;
+    v_open double precision;
+    v_least double precision;
+    v_word_weight double precision :=
+        CASE p_mode WHEN 'vector' THEN 0 WHEN 'keyword' THEN 1 ELSE 1 - p_vector_weight END;
+BEGIN
+    -- A filter that names every collection is none, and then the index alone counts a word.
+    IF NOT EXISTS (
+        SELECT FROM lore_statistics s
+        WHERE s.chunk_count > 0 AND s.collection <> ALL (p_collections)
+    ) THEN
+        v_collections := NULL;
+    END IF;
+    SELECT sum(s.chunk_count), sum(s.term_count)::double precision / nullif(sum(s.chunk_count), 0)
+    INTO v_count, v_mean_length
+    FROM lore_statistics s
+    WHERE v_collections IS NULL OR s.collection = ANY (v_collections);
+    v_frequent_from := greatest(p_frequent_from, v_count / 10);
+
+    WITH counted AS (
+        SELECT t.lexeme AS term, (
+            SELECT count(*) FROM chunk_terms p
+            WHERE p.term = t.lexeme
+                AND (v_collections IS NULL OR p.collection = ANY (v_collections))
+        ) AS containing
+        FROM unnest(to_tsvector('english', p_query)) AS t
+        WHERE p_mode <> 'vector'
+    ), weighted AS (
+        SELECT c.term, c.containing, ln(1 + (v_count - c.containing + 0.5) / (c.containing + 0.5))
+            AS idf
+        FROM counted c
+    )
+    SELECT
+        array_agg(w.term ORDER BY w.term) FILTER (WHERE w.containing < v_frequent_from),
+        array_agg(w.idf ORDER BY w.term) FILTER (WHERE w.containing < v_frequent_from),
+        coalesce(array_agg(w.term ORDER BY w.term)
+            FILTER (WHERE w.containing >= v_frequent_from), '{}'),
+        coalesce(array_agg(w.idf ORDER BY w.term)
+            FILTER (WHERE w.containing >= v_frequent_from), '{}'),
+        nullif(sum(w.idf), 0),
+        coalesce(sum(w.idf) FILTER (WHERE w.containing >= v_frequent_from), 0)
+    INTO v_rare, v_rare_idf, v_frequent, v_frequent_idf, v_total, v_open
+    FROM weighted w;
+
+    -- By words alone, a passage with none but frequent ones is not seen; it must not belong in.
+    IF p_mode = 'keyword' AND v_open > 0 THEN
+        SELECT least_score INTO v_least FROM (
+            SELECT sum(t.idf * p.frequency
+                / (p.frequency + p_k1 * (1 - p_b + p_b * p.term_count / v_mean_length)))
+                AS least_score
+            FROM unnest(v_rare, v_rare_idf) AS t (term, idf)
+            JOIN chunk_terms p ON p.term = t.term
+            WHERE v_collections IS NULL OR p.collection = ANY (v_collections)
+            GROUP BY p.chunk_id
+            ORDER BY 1 DESC OFFSET v_pool - 1 LIMIT 1
+        ) s;
+        IF v_least IS NULL OR v_least <= v_open THEN
+            v_rare := v_rare || v_frequent;
+            v_rare_idf := v_rare_idf || v_frequent_idf;
+            v_frequent := '{}';
+            v_frequent_idf := '{}';
+            v_open := 0;
+        END IF;
+    END IF;
+
+    RETURN QUERY
+    WITH legs AS (
+        SELECT c.chunk_id, -(c.embedding <#> p_embedding) AS cosine, NULL::double precision AS part
+        FROM document_chunks c
+        WHERE p_mode <> 'keyword'
+            AND (v_collections IS NULL OR c.collection = ANY (v_collections))
+        UNION ALL
+        SELECT p.chunk_id, NULL, t.idf * p.frequency
+            / (p.frequency + p_k1 * (1 - p_b + p_b * p.term_count / v_mean_length))
+        FROM unnest(v_rare, v_rare_idf) AS t (term, idf)
+        JOIN chunk_terms p ON p.term = t.term
+        WHERE v_collections IS NULL OR p.collection = ANY (v_collections)
+    ), scored AS (
+        SELECT l.chunk_id, max(l.cosine) AS cosine, sum(l.part) AS bm25
+        FROM legs l
+        GROUP BY l.chunk_id
+    ), at_least AS MATERIALIZED (
+        SELECT s.*,
+            CASE p_mode WHEN 'keyword' THEN 0
+                WHEN 'vector' THEN greatest(0, s.cosine)
+                ELSE p_vector_weight * greatest(0, s.cosine) END
+            + v_word_weight * coalesce(s.bm25 / v_total, 0) AS least_score
+        FROM scored s
+    ), candidates AS MATERIALIZED (
+        SELECT a.* FROM at_least a
+        ORDER BY a.least_score DESC, a.chunk_id
+        LIMIT CASE WHEN v_open = 0 THEN v_pool END
+    ), possible AS MATERIALIZED (
+        -- The subtrahend keeps rounding from throwing out a passage that ties.
+        SELECT c.* FROM candidates c
+        WHERE v_open = 0 OR c.least_score + v_word_weight * v_open / v_total >= coalesce((
+            SELECT d.least_score FROM candidates d
+            ORDER BY d.least_score DESC OFFSET v_pool - 1 LIMIT 1
+        ), 0) - 1e-9
+    ), completed AS (
+        SELECT
+            p.chunk_id, p.cosine,
+            CASE WHEN f.bm25 IS NULL THEN p.bm25 ELSE coalesce(p.bm25, 0) + f.bm25 END AS bm25
+        FROM possible p
+        LEFT JOIN LATERAL (
+            SELECT sum(t.idf * q.frequency
+                / (q.frequency + p_k1 * (1 - p_b + p_b * q.term_count / v_mean_length))) AS bm25
+            FROM unnest(v_frequent, v_frequent_idf) AS t (term, idf)
+            JOIN chunk_terms q ON q.term = t.term AND q.chunk_id = p.chunk_id
+        ) f ON v_open > 0
+    ), pool AS (
+        SELECT
+            c.chunk_id, c.cosine, c.bm25, coalesce(c.bm25 / v_total, 0) AS share,
+            CASE p_mode
+                WHEN 'vector' THEN greatest(0, c.cosine)
+                WHEN 'keyword' THEN coalesce(c.bm25 / v_total, 0)
+                ELSE p_vector_weight * greatest(0, c.cosine)
+                    + (1 - p_vector_weight) * coalesce(c.bm25 / v_total, 0)
+            END AS score
+        FROM completed c
+        ORDER BY score DESC, c.chunk_id
+        LIMIT v_pool
+    ), placed AS (
+        SELECT
+            p.*,
+            row_number() OVER (
+                PARTITION BY c.document_id, c.heading_path ORDER BY p.score DESC, p.chunk_id
+            ) > p_per_section AS crowds
+        FROM pool p JOIN document_chunks c ON c.chunk_id = p.chunk_id
+    )
+    SELECT p.chunk_id, p.score, p.cosine, p.bm25, p.share
+    FROM placed p
+    ORDER BY p.crowds, p.score DESC, p.chunk_id
+    LIMIT p_limit;
+END $$;
