@@ -2,14 +2,17 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import grpc.aio
+
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gpu_metrics.adapters.collector_link import CollectorLink
 from gpu_metrics.domain.readings import Host, HostReport
+from localsuite.ports import free_ports
 from servicekit.clock import SystemClock
 from servicekit.errors import ResourceExhausted
 from servicekit.server import ServiceRegistration
@@ -60,6 +63,7 @@ async def linked(
     acknowledge_timeout_seconds: float = 10.0,
     clock: SystemClock | None = None,
     before: Sequence[CollectorLink] = (),
+    maximum_backoff_seconds: float = 0.1,
 ) -> AsyncIterator[CollectorLink]:
     registration = ServiceRegistration.of(
         gpu_metrics_pb2_grpc.add_GpuReportServiceServicer_to_server,
@@ -75,7 +79,7 @@ async def linked(
             telemetry=Telemetry("test"),
             acknowledge_timeout_seconds=acknowledge_timeout_seconds,
             first_backoff_seconds=0.02,
-            maximum_backoff_seconds=0.1,
+            maximum_backoff_seconds=maximum_backoff_seconds,
             before=before,
         )
         running = asyncio.ensure_future(link.run())
@@ -148,6 +152,58 @@ async def test_a_refused_report_is_offered_again_after_a_pause() -> None:
             await link.delivered()
     assert collector.instance_types == ["only"]
     assert collector.streams == 2
+
+
+class PausesNoted(SystemClock):
+    """Notes how long is slept and sleeps not at all, until `enough` pauses were noted."""
+
+    def __init__(self, enough: int, before_each: Callable[[], None] = lambda: None) -> None:
+        self.pauses: list[float] = []
+        self.done = asyncio.Event()
+        self._enough = enough
+        self._before_each = before_each
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        if len(self.pauses) >= self._enough:
+            self.done.set()
+            await asyncio.Event().wait()
+        self._before_each()
+
+
+async def test_a_collector_that_cannot_be_reached_is_tried_every_second() -> None:
+    clock = PausesNoted(12)
+    (port,) = free_ports(1)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        link = CollectorLink(
+            channel,
+            name="away",
+            clock=clock,
+            jitter=random.Random(7),  # noqa: S311  # spreads retries, no secret
+            telemetry=Telemetry("test"),
+        )
+        link.offer(report("only"))
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            running = group.create_task(link.run())
+            await clock.done.wait()
+            running.cancel()
+    assert max(clock.pauses) <= 1.0
+    assert min(clock.pauses[4:]) >= 0.5
+
+
+async def test_a_collector_that_refuses_is_spared_longer_than_one_that_is_away() -> None:
+    collector = ScriptedCollector()
+
+    def refuse_again() -> None:
+        collector.refusing = True
+
+    refuse_again()
+    clock = PausesNoted(9, refuse_again)
+    async with linked(collector, clock=clock, maximum_backoff_seconds=5.0) as link:
+        link.offer(report("only"))
+        async with asyncio.timeout(30):
+            await clock.done.wait()
+    assert max(clock.pauses) > 1.0
 
 
 class ShiftedClock(SystemClock):

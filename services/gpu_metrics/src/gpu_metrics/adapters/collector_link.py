@@ -25,6 +25,8 @@ _MAXIMUM_EVENTS = 256
 """Events in one message, the protocol's limit."""
 _AWAY_SECONDS = 5.0
 """Streams are opened again now and then; a collector that is away is so for longer."""
+_LONGEST_UNREACHED_SECONDS = 1.0
+"""A try that reaches no collector costs it nothing; so one that is back is found soon."""
 
 
 class _StreamBroken(Exception):
@@ -126,9 +128,12 @@ class CollectorLink:
     async def run(self) -> None:
         """Deliver what is offered until cancelled."""
         while True:
+            longest = self._maximum_backoff_seconds
             try:
                 await self._deliver()
             except _StreamBroken as broken:
+                if broken.cause_name == grpc.StatusCode.UNAVAILABLE.name:
+                    longest = min(longest, _LONGEST_UNREACHED_SECONDS)
                 if self._away_since is None:
                     self._away_since = self._clock.monotonic()
                 self._broken.add(1, {"collector": self._name})
@@ -138,7 +143,7 @@ class CollectorLink:
                     )
             pause = self._first_backoff_seconds * 2 ** min(self._failures, 16)
             self._failures += 1
-            pause = min(self._maximum_backoff_seconds, pause) * self._jitter.uniform(0.5, 1.0)
+            pause = min(longest, pause) * self._jitter.uniform(0.5, 1.0)
             await self._clock.sleep(pause)
 
     def _events_came(self) -> None:
