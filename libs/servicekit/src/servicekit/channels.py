@@ -116,7 +116,7 @@ def _channel_options(
         ("grpc.initial_reconnect_backoff_ms", 100),
         # In gRPC's core this bounds one attempt, handshake included; it does not delay the next.
         ("grpc.min_reconnect_backoff_ms", 750),
-        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
         # Channels with equal options would otherwise share one connection and its 100 streams.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
