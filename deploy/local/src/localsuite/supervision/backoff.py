@@ -10,14 +10,17 @@ __all__ = ["RestartHistory", "RestartPolicy"]
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """Restarts are doubled apart while a process dies soon again, and end when it keeps dying."""
+    """A process that ends is started again at once, while it dies soon again after doubled waits.
 
-    first_seconds: float = 0.25
+    One that keeps dying is given up.
+    """
+
+    first_seconds: float = 0.5
     longest_seconds: float = 8.0
     give_up_after: int = 5
     window_seconds: float = 60.0
     soon_seconds: float = 10.0
-    """Of one that lived longer it is not the start that ends it: it is started again at once."""
+    """Of one that lived longer it is not the start that ends it: it counts as the first end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +48,6 @@ class RestartHistory:
             if later - former >= self.policy.soon_seconds:
                 break
             exponent += 1
-        return min(self.policy.longest_seconds, self.policy.first_seconds * 2.0**exponent)
+        if exponent == 0:
+            return 0.0
+        return min(self.policy.longest_seconds, self.policy.first_seconds * 2.0 ** (exponent - 1))

@@ -162,7 +162,8 @@ class Supervisor:
                     self._change(supervised, ComponentState.GIVEN_UP, message, ending.log_lines)
                     raise ComponentLostError(component.name, f"{component.name} {message}", ending)
                 delay = history.delay_seconds
-                message = f"{ending.how}; restart in {delay:g} s"
+                when = f"in {delay:g} s" if delay else "at once"
+                message = f"{ending.how}; restart {when}"
                 self._change(supervised, ComponentState.DOWN, message, ending.log_lines)
                 await asyncio.sleep(delay)
                 supervised.restarts += 1
