@@ -28,6 +28,7 @@ from gpu_metrics.domain.host_latency import HostLatency
 from gpu_metrics.domain.host_state import Freshness, HostState
 from gpu_metrics.domain.readings import HostReport, Tier
 from gpu_metrics.domain.removals import Removal, RemovalLog
+from gpu_metrics.domain.samples import sample_count
 from servicekit.errors import ResourceExhausted, ResumeTokenTooOld
 
 __all__ = [
@@ -219,7 +220,7 @@ class FleetView:
             outcome = ApplyOutcome.OUT_OF_ORDER
             self._remember(entry.ingest, report, order, receive_time)
         else:
-            samples = len(report.gpus) + sum(len(series.values) for series in report.series)
+            samples = len(report.gpus) + sample_count(report.series)
             fate = SampleFate.LATE if order is ReportOrder.TOO_OLD else SampleFate.DUPLICATE
             self.fates[fate] += samples
         return Acknowledgement(last.boot_id, last.sequence, outcome)

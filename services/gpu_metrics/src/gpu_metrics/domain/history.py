@@ -5,12 +5,15 @@ that went away the longest ago make room, and a newcomer for which there is none
 GPU counts for the tier and servers that it has now.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TypeAlias
 
 from gpu_metrics.domain.aggregate import attribute_gpus
-from gpu_metrics.domain.history_ring import HistoryLengths, Track
-from gpu_metrics.domain.host_ingest import AcceptedReport, AcceptedSeries
+from gpu_metrics.domain.history_ring import FIELDS_OF_SECOND, HistoryLengths, Track, cells_of
+from gpu_metrics.domain.host_ingest import AcceptedReport
 from gpu_metrics.domain.readings import (
     HostReport,
     ModelServerReading,
@@ -19,7 +22,7 @@ from gpu_metrics.domain.readings import (
     gpu_uuids,
     known,
 )
-from gpu_metrics.domain.samples import FleetMetric
+from gpu_metrics.domain.samples import FleetMetric, column_of
 
 __all__ = ["GPU_METRICS", "SERVER_METRICS", "History", "Subject"]
 
@@ -43,6 +46,7 @@ SERVER_METRICS = (
 
 _MOST_PENDING = 64
 _MOST_STAYS = 8
+_NOTHING: AbstractSet[int] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -81,9 +85,28 @@ class _HostTracks:
     topology: tuple[object, ...]
     gpus: list[Subject]
     servers: dict[str, Subject]
+    # What came of this second: readings of every figure, and samples by the figure's place.
     second: int
-    pending: list[list[float | None]] = field(default_factory=list)
+    readings: list[list[float | None]] = field(default_factory=list)
+    samples: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    reports: int = 0
     tokens: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+_Piece: TypeAlias = tuple[tuple[int, ...], Sequence[tuple[float, ...]]]
+"""Places of figures among a host's, and the values of each."""
+
+
+@lru_cache(maxsize=256)
+def _places(columns: tuple[int, ...], gpus: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return which columns are a figure of so many GPUs, and the place of each among those."""
+    wanted = {
+        column_of(gpu_index, metric): gpu_index * len(GPU_METRICS) + place
+        for gpu_index in range(gpus)
+        for place, metric in enumerate(GPU_METRICS)
+    }
+    found = [(number, wanted[column]) for number, column in enumerate(columns) if column in wanted]
+    return tuple([number for number, _ in found]), tuple([place for _, place in found])
 
 
 class History:
@@ -115,48 +138,62 @@ class History:
             if host is not None:
                 self._flush(host)
             host = self._settle(report, uuids, topology, second)
-        told = self._put_series(host, accepted.series) if accepted.series else frozenset[int]()
+        told = self._put_samples(host, accepted) if accepted.blocks or accepted.series else _NOTHING
         if second is not None:
             self._put_readings(host, report, second, told)
+        host.reports += 1
+        if host.reports >= _MOST_PENDING:
+            self._flush(host)
 
-    def _put_series(self, host: _HostTracks, series: Iterable[AcceptedSeries]) -> frozenset[int]:
-        """Put samples into their tracks; return the places of their figures among the host's."""
+    def _put_samples(self, host: _HostTracks, accepted: AcceptedReport) -> AbstractSet[int]:
+        """Put samples where they belong; return the places of their figures among the host's."""
         told: set[int] = set()
-        rows: dict[tuple[int, int], dict[int, Sequence[float]]] = {}
-        for each in series:
-            column = each.metric - 1
-            if each.gpu_index >= len(host.gpus) or column >= len(GPU_METRICS):
-                continue
-            told.add(each.gpu_index * len(GPU_METRICS) + column)
-            for second, start, end in each.moments:
-                place = (each.gpu_index, second)
-                row = rows.get(place)
-                if row is None:
-                    rows[place] = {column: each.values[start:end]}
-                elif column in row:
-                    row[column] = (*row[column], *each.values[start:end])
-                else:
-                    row[column] = each.values[start:end]
-        for (gpu_index, second), columns in rows.items():
-            track = self._track(host.gpus[gpu_index])
-            if track is not None:
-                track.add(second, columns)
-                self._newest = max(self._newest, second)
-        return frozenset(told)
+        # By second first: what belongs to one is mostly there once a later one begins.
+        pieces: dict[int, list[_Piece]] = {}
+        for moments, (offsets, numbers, values) in accepted.blocks:
+            columns, places = _places(numbers, len(host.gpus))
+            told.update(places)
+            starts = [column * len(offsets) for column in columns]
+            for second, start, end in moments:
+                of_second = [values[at + start : at + end] for at in starts]
+                pieces.setdefault(second, []).append((places, of_second))
+        for each in accepted.series:
+            _, places = _places((column_of(each.gpu_index, each.metric),), len(host.gpus))
+            told.update(places)
+            if places:
+                for second, start, end in each.moments:
+                    pieces.setdefault(second, []).append((places, [each.values[start:end]]))
+        for second in sorted(pieces):
+            self._put(host, second, pieces[second])
+        return told
+
+    def _put(self, host: _HostTracks, second: int, pieces: Iterable[_Piece]) -> None:
+        if second > host.second:
+            self._begin(host, second)
+        samples: dict[int, tuple[float, ...]] = {} if second < host.second else host.samples
+        for places, columns in pieces:
+            if samples.keys().isdisjoint(places):
+                samples.update(zip(places, columns, strict=True))
+            else:
+                for place, values in zip(places, columns, strict=True):
+                    samples[place] = samples.get(place, ()) + values
+        if second < host.second:
+            self._write(host, second, samples)
 
     def _put_readings(
-        self, host: _HostTracks, report: HostReport, second: int, told: frozenset[int]
+        self, host: _HostTracks, report: HostReport, second: int, told: AbstractSet[int]
     ) -> None:
-        if host.second != second or len(host.pending) >= _MOST_PENDING:
-            self._flush(host)
-            host.second = second
-            self._newest = max(self._newest, second)
+        if second > host.second:
+            self._begin(host, second)
         if len(told) < len(host.gpus) * len(GPU_METRICS):
             figures = gpu_history_figures(report.gpus)
             # The samples of a series are the same figure, told better.
             for place in told:
                 figures[place] = None
-            host.pending.append(figures)
+            if second == host.second:
+                host.readings.append(figures)
+            else:
+                self._write(host, second, {}, [figures])
         for server in report.servers:
             self._put_server(host, server, report.monotonic_microseconds or second * 10**6, second)
 
@@ -182,21 +219,40 @@ class History:
         if told and (track := self._track(subject)) is not None:
             track.add(second, told)
 
+    def _begin(self, host: _HostTracks, second: int) -> None:
+        self._flush(host)
+        host.second = second
+        self._newest = max(self._newest, second)
+
     def _flush(self, host: _HostTracks) -> None:
-        """Put the readings of a second into their tracks, all reports of that second at once."""
-        if not host.pending:
-            return
-        pending, host.pending = host.pending, []
-        columns: list[Sequence[float]] = [
-            [value for value in column if value is not None] if None in column else column
-            for column in zip(*pending, strict=True)
-        ]
-        width = len(GPU_METRICS)
+        """Put what came of a second into its tracks, all reports of that second at once."""
+        host.reports = 0
+        if host.readings or host.samples:
+            readings, samples = host.readings, host.samples
+            host.readings, host.samples = [], {}
+            self._write(host, host.second, samples, readings)
+
+    def _write(
+        self,
+        host: _HostTracks,
+        second: int,
+        samples: Mapping[int, tuple[float, ...]],
+        readings: Sequence[Sequence[float | None]] = (),
+    ) -> None:
+        columns: list[Sequence[float]] = [()] * (len(host.gpus) * len(GPU_METRICS))
+        if readings:
+            columns = [
+                [value for value in column if value is not None] if None in column else column
+                for column in zip(*readings, strict=True)
+            ]
+        for place, values in samples.items():
+            columns[place] = (*columns[place], *values) if columns[place] else values
+        fields = cells_of(columns)
+        width = len(GPU_METRICS) * FIELDS_OF_SECOND
         for number, subject in enumerate(host.gpus):
-            own = columns[number * width : (number + 1) * width]
-            told = {place: values for place, values in enumerate(own) if values}
-            if told and (track := self._track(subject)) is not None:
-                track.add(host.second, told)
+            cells = fields[number * width : (number + 1) * width]
+            if any(cells[::FIELDS_OF_SECOND]) and (track := self._track(subject)) is not None:
+                track.put(second, cells)
 
     def _track(self, subject: Subject) -> Track | None:
         track = subject.track

@@ -7,12 +7,23 @@ well, so that percentiles over days and over many GPUs stay meaningful.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, repeat
+from operator import mul, truediv
 from struct import Struct, calcsize
 
-__all__ = ["BYTES_PER_CELL", "BYTES_PER_SECOND_CELL", "HistoryLengths", "Track", "points_of"]
+__all__ = [
+    "BYTES_PER_CELL",
+    "BYTES_PER_SECOND_CELL",
+    "FIELDS_OF_SECOND",
+    "HistoryLengths",
+    "Track",
+    "cells_of",
+    "points_of",
+]
 
 _SECOND_CELL = "Hfff"
 _CELL = "Hfff4H"
@@ -23,8 +34,12 @@ BYTES_PER_SECOND_CELL = calcsize("<" + _SECOND_CELL)
 BYTES_PER_CELL = calcsize("<" + _CELL)
 """Memory of a longer cell: the same and four quantiles."""
 
+FIELDS_OF_SECOND = 4
+"""Fields of a cell of a second: samples, mean, minimum, maximum."""
+
 _MOST_SAMPLES = 0xFFFF
-_SECOND_FIELDS = 4
+# What stands for the values of a column without any.
+_NONE = (0,)
 # Of the samples between its extremes a longer cell keeps these quantiles, each the middle of the
 # share it stands for; the extremes stand for themselves. The median and the 95th percentile of a
 # cell are among them, so its percentiles are off by at most half a share's rank.
@@ -43,6 +58,35 @@ def _encode(value: float) -> int:
 
 def _decode(code: int) -> float:
     return _SMALLEST * math.exp((code - 1) / _STEPS) if code else 0.0
+
+
+def cells_of(columns: Sequence[Sequence[float]]) -> list[float]:
+    """Return the fields of a cell of a second for each column of samples, one after the other."""
+    counts: Sequence[int] = list(map(len, columns))
+    if not all(counts):
+        columns = [each or _NONE for each in columns]
+    fields = [0.0] * (len(columns) * FIELDS_OF_SECOND)
+    fields[1::FIELDS_OF_SECOND] = map(truediv, map(sum, columns), map(len, columns))
+    fields[2::FIELDS_OF_SECOND] = map(min, columns)
+    fields[3::FIELDS_OF_SECOND] = map(max, columns)
+    if max(counts, default=0) > _MOST_SAMPLES:
+        counts = [min(count, _MOST_SAMPLES) for count in counts]
+    fields[0::FIELDS_OF_SECOND] = counts
+    return fields
+
+
+def _joined(row: list[float], fields: Sequence[float]) -> list[float]:
+    """Return a row with what came later added to it."""
+    for at in range(0, len(row), FIELDS_OF_SECOND):
+        count, mean, minimum, maximum = fields[at : at + FIELDS_OF_SECOND]
+        had = row[at]
+        if count and had:
+            mean = (had * row[at + 1] + count * mean) / (had + count)
+            count = min(_MOST_SAMPLES, had + count)
+            minimum, maximum = min(minimum, row[at + 2]), max(maximum, row[at + 3])
+        if count:
+            row[at : at + FIELDS_OF_SECOND] = (count, mean, minimum, maximum)
+    return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,30 +217,23 @@ class Track:
 
     def add(self, second: int, samples: Mapping[int, Sequence[float]]) -> bool:
         """Take in samples of a second, by column, each at least one; False when it is too late."""
+        columns: list[Sequence[float]] = [()] * self._width
+        for column, values in samples.items():
+            columns[column] = values
+        return self.put(second, cells_of(columns))
+
+    def put(self, second: int, fields: Sequence[float]) -> bool:
+        """Take in what `cells_of` makes of the samples of a second; False when it is too late."""
         ring = self._seconds
-        if second > ring.newest:
+        begins = second > ring.newest
+        if begins:
             self._fold_until(second)
         elif second < self._to_fold:
             return False
         place = ring.reserve(second, self._late)
         if place < 0:
             return False
-        row = ring.read_row(place)
-        for column, values in samples.items():
-            at = column * _SECOND_FIELDS
-            count = len(values)
-            if count == 1:
-                (mean,) = values
-                minimum = maximum = mean
-            else:
-                mean, minimum, maximum = sum(values) / count, min(values), max(values)
-            had = row[at]
-            if had:
-                mean = (had * row[at + 1] + count * mean) / (had + count)
-                count = min(_MOST_SAMPLES, int(had) + count)
-                minimum, maximum = min(minimum, row[at + 2]), max(maximum, row[at + 3])
-            row[at : at + _SECOND_FIELDS] = (count, mean, minimum, maximum)
-        ring.write_row(place, row)
+        ring.write_row(place, fields if begins else _joined(ring.read_row(place), fields))
         return True
 
     def _fold_until(self, second: int) -> None:
@@ -216,13 +253,16 @@ class Track:
 
     def _fold(self, ring: _Ring, start: int, length: int) -> None:
         rows = [row for _, row in self._seconds.rows(start, start + length - 1)]
+        columns = list(zip(*rows, strict=True))
         fields: list[float] = []
-        told = False
-        for at in range(0, self._width * _SECOND_FIELDS, _SECOND_FIELDS):
-            cells = [row[at : at + _SECOND_FIELDS] for row in rows if row[at]]
-            told = told or bool(cells)
-            fields += _folded(cells) if cells else _EMPTY_CELL
-        if told:
+        for at in range(0, len(columns), FIELDS_OF_SECOND):
+            cells = columns[at : at + FIELDS_OF_SECOND]
+            if 0 in cells[0]:
+                cells = list(
+                    zip(*[cell for cell in zip(*cells, strict=True) if cell[0]], strict=True)
+                )
+            fields += _folded(*cells) if cells else _EMPTY_CELL
+        if any(fields[:: len(_EMPTY_CELL)]):
             ring.write_row(ring.reserve(start // length), fields)
 
     def cells(
@@ -251,21 +291,25 @@ class Track:
 _EMPTY_CELL = (0, 0.0, 0.0, 0.0, 0, 0, 0, 0)
 
 
-def _folded(cells: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Return one longer cell of the cells of seconds."""
-    count = int(sum([fields[0] for fields in cells]))
-    mean = sum([fields[0] * fields[1] for fields in cells]) / count
-    minimum = min([fields[2] for fields in cells])
-    maximum = max([fields[3] for fields in cells])
+def _folded(
+    counts: Sequence[int],
+    means: Sequence[float],
+    minima: Sequence[float],
+    maxima: Sequence[float],
+) -> tuple[float, ...]:
+    """Return one longer cell of the cells of seconds, none of them empty."""
+    count = sum(counts)
+    mean = sum(map(mul, counts, means)) / count
+    minimum, maximum = min(minima), max(maxima)
     if minimum == maximum:
         codes = (_encode(minimum),) * len(_QUANTILES)
     else:
-        codes = tuple(map(_encode, _quantiles(cells, count)))
+        codes = tuple(map(_encode, _quantiles(counts, means, minima, maxima, count)))
     return (min(_MOST_SAMPLES, count), mean, minimum, maximum, *codes)
 
 
-def _second_points(fields: Sequence[float]) -> tuple[tuple[float, int], ...]:
-    count, mean, minimum, maximum = int(fields[0]), fields[1], fields[2], fields[3]
+def _second_points(fields: tuple[int, float, float, float]) -> tuple[tuple[float, int], ...]:
+    count, mean, minimum, maximum = fields
     if minimum == maximum:
         return ((minimum, count),)
     if count == 2:
@@ -276,14 +320,14 @@ def _second_points(fields: Sequence[float]) -> tuple[tuple[float, int], ...]:
 
 def points_of(fields: Sequence[float]) -> Sequence[tuple[float, int]]:
     """Return values that stand for a cell's samples, and how many each stands for."""
-    if len(fields) == _SECOND_FIELDS:
-        return _second_points(fields)
+    if len(fields) == FIELDS_OF_SECOND:
+        return _second_points((int(fields[0]), fields[1], fields[2], fields[3]))
     count, minimum, maximum = int(fields[0]), fields[2], fields[3]
     if minimum == maximum:
         return ((minimum, count),)
     points = [(minimum, 1), (maximum, 1)]
     given, reached = 0, 0.0
-    for code, share in zip(fields[_SECOND_FIELDS:], _SHARES, strict=True):
+    for code, share in zip(fields[FIELDS_OF_SECOND:], _SHARES, strict=True):
         reached += share
         weight = round(reached * (count - 2)) - given
         given += weight
@@ -292,13 +336,26 @@ def points_of(fields: Sequence[float]) -> Sequence[tuple[float, int]]:
     return points
 
 
-def _quantiles(cells: Sequence[Sequence[float]], count: int) -> list[float]:
-    points = sorted(point for fields in cells for point in _second_points(fields))
-    ranks = [1 + int(share * (count - 2)) for share in _QUANTILES]
-    found: list[float] = []
-    reached = 0
-    for value, weight in points:
-        reached += weight
-        while len(found) < len(ranks) and reached > ranks[len(found)]:
-            found.append(value)
-    return found + [points[-1][0]] * (len(ranks) - len(found))
+def _quantiles(
+    counts: Sequence[int],
+    means: Sequence[float],
+    minima: Sequence[float],
+    maxima: Sequence[float],
+    count: int,
+) -> list[float]:
+    """Return the quantiles of the points that stand for cells of seconds."""
+    points: list[tuple[float, int]]
+    if minima == maxima:
+        points = list(zip(minima, counts, strict=True))
+    else:
+        cells = list(zip(counts, means, minima, maxima, strict=True))
+        if min(counts) > 2:
+            # What `_second_points` tells of each, all at once.
+            points = [((n * mean - low - high) / (n - 2), n - 2) for n, mean, low, high in cells]
+            points += zip(minima, repeat(1))  # the other has no end
+            points += zip(maxima, repeat(1))  # the other has no end
+        else:
+            points = [point for cell in cells for point in _second_points(cell)]
+    points.sort()
+    reached = list(accumulate([weight for _, weight in points]))
+    return [points[bisect_right(reached, 1 + int(share * (count - 2)))][0] for share in _QUANTILES]

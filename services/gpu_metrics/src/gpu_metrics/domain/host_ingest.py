@@ -6,18 +6,25 @@ still fill the hole they left; reports and samples that were there before are du
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, repeat
 from typing import NamedTuple
 
 from gpu_metrics.domain.host_clock import ClockOutcome, HostClock
 from gpu_metrics.domain.readings import HostReport
-from gpu_metrics.domain.samples import FleetMetric, SampleSeries
+from gpu_metrics.domain.samples import (
+    FleetMetric,
+    PackedSeries,
+    SampleBlock,
+    SampleSeries,
+    column_of,
+)
 
 __all__ = [
+    "AcceptedBlock",
     "AcceptedReport",
     "AcceptedSeries",
     "HostIngest",
@@ -32,6 +39,8 @@ _MICROSECOND = timedelta(microseconds=1)
 _SECOND = 1_000_000
 _CORRECTED_FROM_MICROSECONDS = _SECOND
 _REMEMBERED_SEQUENCES = 64
+# Before every moment that a report can name.
+_NEVER = -(1 << 80)
 
 
 def microseconds_of(time: datetime) -> int:
@@ -84,15 +93,23 @@ def moments_of(seconds: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(moments)
 
 
+class AcceptedBlock(NamedTuple):
+    """A block all of whose samples are taken; its moments are those of an `AcceptedSeries`."""
+
+    moments: tuple[tuple[int, int, int], ...]
+    block: SampleBlock
+
+
 class AcceptedReport(NamedTuple):
     """What of a report goes into the history.
 
     `reading_second` is when its newest readings were taken by the collector's clock, None when
-    they are not taken.
+    they are not taken. Blocks of which samples were dropped are among the series.
     """
 
     reading_second: int | None
     series: tuple[AcceptedSeries, ...] = ()
+    blocks: tuple[AcceptedBlock, ...] = ()
 
 
 class HostIngest:
@@ -171,6 +188,7 @@ class HostIngest:
         # Clocks that NTP keeps are nearer than can be told over a network: those are believed.
         correction = skew if abs(skew) >= _CORRECTED_FROM_MICROSECONDS else 0
         series: list[AcceptedSeries] = []
+        blocks: list[AcceptedBlock] = []
         if report.series:
             placing = _Placing(
                 in_order=order is ReportOrder.NEWEST,
@@ -180,7 +198,15 @@ class HostIngest:
                 received=received,
                 correction=correction,
             )
-            for each in report.series:
+            one_by_one: Iterable[SampleSeries] = report.series
+            if isinstance(report.series, PackedSeries):
+                dropping = [
+                    each
+                    for each in report.series.blocks
+                    if not self._accept_block(each, placing, blocks)
+                ]
+                one_by_one = (each for block in dropping for each in block.series())
+            for each in one_by_one:
                 accepted = self._accept_series(each, placing, fates)
                 if accepted is not None:
                     series.append(accepted)
@@ -190,8 +216,9 @@ class HostIngest:
         fate = self._fate(received - sample_time, in_order=order is ReportOrder.NEWEST)
         fates[fate] += len(report.gpus)
         if fate in _TAKEN:
-            return AcceptedReport((sample_time - correction) // _SECOND, tuple(series))
-        return AcceptedReport(None, tuple(series))
+            reading_second = (sample_time - correction) // _SECOND
+            return AcceptedReport(reading_second, tuple(series), tuple(blocks))
+        return AcceptedReport(None, tuple(series), tuple(blocks))
 
     def _follow_clock(self, sample_time: int, monotonic: int, received: int) -> None:
         outcome = self._clock.observe(sample_time, monotonic, received)
@@ -206,17 +233,36 @@ class HostIngest:
             self._newest, self._gaps = {}, {}
         self._has_monotonic = has_monotonic
 
+    def _accept_block(
+        self, block: SampleBlock, placing: "_Placing", accepted: list[AcceptedBlock]
+    ) -> bool:
+        """Take a block as a whole; False when its samples must be looked at one by one.
+
+        That is when some may be known already, lie outside the window, or may leave a gap.
+        """
+        offsets = block.offset_microseconds
+        if not offsets or not block.columns:
+            return True
+        if self._jumped or not placing.in_order:
+            return False
+        placed = self._placed(offsets, placing)
+        if placed.fate not in _TAKEN:
+            return False
+        if max(map(self._newest.get, block.columns, repeat(_NEVER))) >= placed.first:
+            return False
+        self._newest.update(dict.fromkeys(block.columns, placed.last))
+        placing.accepted += len(block.values)
+        accepted.append(AcceptedBlock(placed.moments, block))
+        return True
+
     def _accept_series(
         self, series: SampleSeries, placing: "_Placing", fates: Counter[SampleFate]
     ) -> AcceptedSeries | None:
         offsets = series.offset_microseconds
         if not offsets:
             return None
-        placed = placing.placed.get(offsets)
-        if placed is None:
-            times = list(accumulate(offsets[1:], initial=placing.timeline - offsets[0]))
-            placed = placing.placed[offsets] = self._place(times, placing)
-        key = series.gpu_index << 8 | series.metric
+        placed = self._placed(offsets, placing)
+        key = column_of(series.gpu_index, series.metric)
         newest = self._newest.get(key)
         if newest is None or (placing.in_order and placed.first > newest):
             if newest is not None and self._jumped:
@@ -234,6 +280,13 @@ class HostIngest:
         else:
             after, before = self._gaps.get(key, (newest, newest))
         return self._pick(series, placing, (after, before), fates)
+
+    def _placed(self, offsets: tuple[int, ...], placing: "_Placing") -> "_Placed":
+        placed = placing.placed.get(offsets)
+        if placed is None:
+            times = list(accumulate(offsets[1:], initial=placing.timeline - offsets[0]))
+            placed = placing.placed[offsets] = self._place(times, placing)
+        return placed
 
     def _place(self, times: list[int], placing: "_Placing") -> "_Placed":
         """Put samples that all series may share where they belong by the collector's clock."""

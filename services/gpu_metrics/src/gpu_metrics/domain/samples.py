@@ -1,10 +1,23 @@
 """Samples between two reports, and what an agent costs."""
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
-__all__ = ["AgentCost", "DriverCost", "FleetMetric", "SampleSeries"]
+__all__ = [
+    "AgentCost",
+    "DriverCost",
+    "FleetMetric",
+    "PackedSeries",
+    "SampleBlock",
+    "SampleSeries",
+    "blocks_of",
+    "column_of",
+    "sample_count",
+]
+
+_METRIC_BITS = 8
 
 
 class FleetMetric(IntEnum):
@@ -33,6 +46,83 @@ class SampleSeries(NamedTuple):
     metric: FleetMetric
     offset_microseconds: tuple[int, ...]
     values: tuple[int, ...]
+
+
+def column_of(gpu_index: int, metric: int) -> int:
+    """Return the number that stands for a figure of a GPU among those of its host."""
+    return gpu_index << _METRIC_BITS | metric
+
+
+class SampleBlock(NamedTuple):
+    """Figures that were sampled at the same moments.
+
+    `columns` are numbers of `column_of`; `values` hold the first column at every moment, then the
+    second, and so on. The offsets are those of a `SampleSeries`.
+    """
+
+    offset_microseconds: tuple[int, ...]
+    columns: tuple[int, ...]
+    values: tuple[int, ...]
+
+    def series(self) -> Iterator[SampleSeries]:
+        """Yield the columns one by one."""
+        length = len(self.offset_microseconds)
+        for place, column in enumerate(self.columns):
+            yield SampleSeries(
+                gpu_index=column >> _METRIC_BITS,
+                metric=FleetMetric(column & (1 << _METRIC_BITS) - 1),
+                offset_microseconds=self.offset_microseconds,
+                values=self.values[place * length : (place + 1) * length],
+            )
+
+
+def blocks_of(series: Iterable[SampleSeries]) -> list[SampleBlock]:
+    """Return the same samples with those of the same moments together."""
+    shared: dict[tuple[int, ...], list[SampleSeries]] = {}
+    for each in series:
+        shared.setdefault(each.offset_microseconds, []).append(each)
+    return [
+        SampleBlock(
+            offsets,
+            tuple([column_of(each.gpu_index, each.metric) for each in together]),
+            tuple([value for each in together for value in each.values]),
+        )
+        for offsets, together in shared.items()
+    ]
+
+
+class PackedSeries(Sequence[SampleSeries]):
+    """Samples in blocks, which become series once somebody asks for one."""
+
+    __slots__ = ("_series", "blocks")
+
+    def __init__(self, blocks: tuple[SampleBlock, ...]) -> None:
+        self.blocks = blocks
+        self._series: tuple[SampleSeries, ...] | None = None
+
+    def _unpacked(self) -> tuple[SampleSeries, ...]:
+        if self._series is None:
+            self._series = tuple([each for block in self.blocks for each in block.series()])
+        return self._series
+
+    @overload
+    def __getitem__(self, index: int) -> SampleSeries: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[SampleSeries, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> SampleSeries | tuple[SampleSeries, ...]:
+        return self._unpacked()[index]
+
+    def __len__(self) -> int:
+        return sum([len(block.columns) for block in self.blocks])
+
+
+def sample_count(series: Sequence[SampleSeries]) -> int:
+    """Return how many samples all of them hold."""
+    if isinstance(series, PackedSeries):
+        return sum([len(block.values) for block in series.blocks])
+    return sum([len(each.values) for each in series])
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,10 +25,10 @@ from gpu_metrics.wire.readings import (
     server_message,
 )
 from gpu_metrics.wire.samples import (
+    all_series_from_message,
+    block_messages,
     cost_from_message,
     cost_message,
-    series_from_message,
-    series_message,
 )
 
 __all__ = [
@@ -52,7 +52,10 @@ def tiers_from_message(tiers: Iterable[tier_pb2.Tier.ValueType]) -> frozenset[Ti
 
 
 def report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostReport:
-    """Return an agent's report. Raises `HistogramShapeError` for an impossible histogram."""
+    """Return an agent's report.
+
+    Raises `HistogramShapeError` for an impossible histogram, and `InvalidSampleBlock`.
+    """
     return HostReport(
         host=host_from_message(message.host),
         boot_id=message.boot_id,
@@ -62,7 +65,7 @@ def report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostRe
         servers=tuple(server_from_message(server) for server in message.servers),
         leaving=message.leaving,
         monotonic_microseconds=message.monotonic_microseconds,
-        series=tuple(series_from_message(series) for series in message.series),
+        series=all_series_from_message(message),
         events=tuple(event_from_message(event) for event in message.events),
         journal_id=message.journal_id,
         events_only=message.events_only,
@@ -86,7 +89,7 @@ def report_message(report: HostReport) -> gpu_metrics_pb2.StreamReportsRequest:
         servers=[server_message(server) for server in report.servers],
         leaving=report.leaving,
         monotonic_microseconds=report.monotonic_microseconds,
-        series=[series_message(series) for series in report.series],
+        sample_blocks=block_messages(report.series),
         events=[event_message(event) for event in report.events],
         journal_id=report.journal_id,
         events_only=report.events_only,

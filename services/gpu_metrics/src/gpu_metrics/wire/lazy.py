@@ -4,11 +4,11 @@ A report is taken in far more often than anybody asks for all of it, so its GPUs
 the messages they came as. What the view needs of every report is read out directly.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, overload
 
-from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, samples_pb2
+from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2
 from gpu_metrics.domain.readings import (
     GPU_LIFE_SIGNS,
     EnergyCounter,
@@ -30,7 +30,11 @@ from gpu_metrics.wire.readings import (
     reason_from_message,
     server_from_message,
 )
-from gpu_metrics.wire.samples import cost_from_message, series_from_message
+from gpu_metrics.wire.samples import (
+    all_series_from_message,
+    cost_from_message,
+    packed_series_from_message,
+)
 
 __all__ = ["LazyGpus", "LazySequence", "lazy_report_from_message"]
 
@@ -177,14 +181,17 @@ def _host_of(serialized: bytes) -> Host:
 def lazy_report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostReport:
     """Return an agent's report that reads `message` as it goes; the message must not change.
 
-    Raises `HistogramShapeError` for an impossible histogram.
+    Raises `HistogramShapeError` for an impossible histogram, and `InvalidSampleBlock`.
     """
     servers: Sequence[ModelServerReading] = ()
     if message.servers:
         servers = tuple(map(server_from_message, message.servers))
     series: Sequence[SampleSeries] = ()
     if message.series:
-        series = _series(message.series)
+        # As agents sent it once; whoever sends both forms gets no quicker one.
+        series = all_series_from_message(message)
+    elif message.sample_blocks:
+        series = packed_series_from_message(message)
     return HostReport(
         host=_host_of(message.host.SerializeToString()),
         boot_id=message.boot_id,
@@ -205,7 +212,3 @@ def lazy_report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> H
         ),
         cost=cost_from_message(message.cost) if message.HasField("cost") else None,
     )
-
-
-def _series(messages: Iterable[samples_pb2.SampleSeries]) -> tuple[SampleSeries, ...]:
-    return tuple(map(series_from_message, messages))

@@ -1,11 +1,40 @@
 """Packed samples and an agent's cost, between messages and the domain's values."""
 
+from collections.abc import Iterable
+from functools import lru_cache
+
 from google.protobuf.duration_pb2 import Duration
 
-from gaming.gpu_metrics.v1 import samples_pb2
-from gpu_metrics.domain.samples import AgentCost, FleetMetric, SampleSeries
+from gaming.gpu_metrics.v1 import gpu_metrics_pb2, samples_pb2
+from gpu_metrics.domain.samples import (
+    AgentCost,
+    FleetMetric,
+    PackedSeries,
+    SampleBlock,
+    SampleSeries,
+    blocks_of,
+    column_of,
+)
+from servicekit.errors import FieldViolation, InvalidRequest
 
-__all__ = ["cost_from_message", "cost_message", "series_from_message", "series_message"]
+__all__ = [
+    "InvalidSampleBlock",
+    "all_series_from_message",
+    "block_messages",
+    "cost_from_message",
+    "cost_message",
+    "packed_series_from_message",
+    "series_from_message",
+]
+
+_MOST_GPUS = 64
+"""GPUs of a host, the protocol's limit."""
+
+
+class InvalidSampleBlock(InvalidRequest):
+    """The lists of a sample block do not fit together, or name what no series may."""
+
+    reason = "INVALID_SAMPLE_BLOCK"
 
 
 # Faster than asking the enum, thousands of times a second.
@@ -26,14 +55,60 @@ def series_from_message(message: samples_pb2.SampleSeries) -> SampleSeries:
     )
 
 
-def series_message(series: SampleSeries) -> samples_pb2.SampleSeries:
-    """Return the samples as an agent sends them."""
-    return samples_pb2.SampleSeries(
-        gpu_index=series.gpu_index,
-        metric=samples_pb2.FleetMetric.ValueType(series.metric.value),
-        offset_microseconds=series.offset_microseconds,
-        values=series.values,
-    )
+@lru_cache(maxsize=256)
+def _columns(gpu_indexes: tuple[int, ...], metrics: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the columns of a block. Raises `InvalidSampleBlock` unless each is one of a GPU.
+
+    Reports of a host repeat them, so they are judged once and not a thousand times a second.
+    """
+    if len(gpu_indexes) != len(metrics):
+        raise _invalid("metrics", "must have as many entries as gpu_indexes")
+    if any(index >= _MOST_GPUS for index in gpu_indexes):
+        raise _invalid("gpu_indexes", f"must be less than {_MOST_GPUS}")
+    if any(metric not in _METRICS for metric in metrics):
+        raise _invalid("metrics", "must be defined figures")
+    columns = tuple(map(column_of, gpu_indexes, metrics))
+    if len(set(columns)) != len(columns):
+        raise _invalid("metrics", "must not name a figure of a GPU twice")
+    return columns
+
+
+def _invalid(field: str, problem: str) -> InvalidSampleBlock:
+    path = f"sample_blocks.{field}"
+    return InvalidSampleBlock(f"{path} {problem}", field_violations=[FieldViolation(path, problem)])
+
+
+def _block_from_message(message: samples_pb2.SampleBlock) -> SampleBlock:
+    columns = _columns(tuple(message.gpu_indexes), tuple(message.metrics))
+    offsets, values = tuple(message.offset_microseconds), tuple(message.values)
+    if len(values) != len(columns) * len(offsets):
+        raise _invalid("values", "must have an entry for each column at each moment")
+    return SampleBlock(offsets, columns, values)
+
+
+def block_messages(series: Iterable[SampleSeries]) -> list[samples_pb2.SampleBlock]:
+    """Return samples as an agent sends them."""
+    return [
+        samples_pb2.SampleBlock(
+            offset_microseconds=block.offset_microseconds,
+            gpu_indexes=[each.gpu_index for each in block.series()],
+            metrics=[samples_pb2.FleetMetric.ValueType(each.metric) for each in block.series()],
+            values=block.values,
+        )
+        for block in blocks_of(series)
+    ]
+
+
+def packed_series_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> PackedSeries:
+    """Return the samples of a report's blocks. Raises `InvalidSampleBlock`."""
+    return PackedSeries(tuple(map(_block_from_message, message.sample_blocks)))
+
+
+def all_series_from_message(
+    message: gpu_metrics_pb2.StreamReportsRequest,
+) -> tuple[SampleSeries, ...]:
+    """Return a report's samples, of both forms. Raises `InvalidSampleBlock`."""
+    return (*map(series_from_message, message.series), *packed_series_from_message(message))
 
 
 def cost_from_message(message: samples_pb2.AgentCost) -> AgentCost:
