@@ -12,6 +12,8 @@ import grpc
 import grpc.aio
 import pytest
 
+from gamekeeper.call_errors import CallFailed
+from gamekeeper.gpu_alerts import acknowledge_alert
 from gaming.gpu_metrics.v1 import alerts_pb2, events_pb2, fleet_pb2, gpu_metrics_pb2
 from gpu_metrics.domain.alerts import AlertKind, AlertPolicy
 from gpu_metrics.testing import CollectorForTest, collector_for_test
@@ -167,6 +169,35 @@ async def test_two_collectors_that_hear_the_same_give_an_alert_the_same_id() -> 
             await reports.write(request)
             ids.append((await changed(stream)).alert_id)
     assert ids[0] == ids[1]
+
+
+async def test_who_looks_after_an_alert_is_told_to_all_collectors_whatever_they_call_it() -> None:
+    async with (
+        collector_for_test(**PATIENT) as first,
+        collector_for_test(**PATIENT) as second,
+    ):
+        alerts = []
+        for collector in (first, second):
+            # A report of its own each, as where one was started while it was hot.
+            stream = followed(collector)
+            await anext(stream)
+            await Agent(collector, "i-1").report(hot())
+            alerts.append(await changed(stream))
+        assert alerts[0].alert_id != alerts[1].alert_id
+        nobody = "127.0.0.1:1"
+        told = await acknowledge_alert(
+            [nobody, first.address, second.address], alerts[1].alert_id, note="on it"
+        )
+        assert told.alert.alert_id == alerts[1].alert_id
+        assert [(each.collector, each.failure.is_away) for each in told.untold] == [(nobody, True)]
+        for collector, alert in zip((first, second), alerts, strict=True):
+            listed = await collector.fleet.ListAlerts(alerts_pb2.ListAlertsRequest())
+            assert [(each.alert_id, each.note) for each in listed.alerts] == [
+                (alert.alert_id, "on it")
+            ]
+        with pytest.raises(CallFailed) as refused:
+            await acknowledge_alert([nobody, first.address], "xid-0")
+        assert refused.value.reason == "ALERT_NOT_FOUND"
 
 
 async def test_an_unknown_alert_and_a_token_of_another_run_are_refused() -> None:

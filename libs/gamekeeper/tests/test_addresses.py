@@ -57,3 +57,9 @@ def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path, text: str
 def test_an_unknown_service_is_refused() -> None:
     with pytest.raises(ValueError, match="gpu_metrics"):
         find_addresses(environ={}).of("aws")
+
+
+def test_of_several_addresses_the_first_is_asked_and_all_can_be_told() -> None:
+    found = find_addresses(told={"gpu_metrics": "a:1, b:2"}, environ={})
+    assert found.of("gpu_metrics") == "a:1"
+    assert found.every("gpu_metrics") == ("a:1", "b:2")

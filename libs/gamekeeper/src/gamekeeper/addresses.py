@@ -22,7 +22,10 @@ DEFAULT_ADDRESSES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The address (`host:port`) of each service, and where it was learned."""
+    """The address (`host:port`) of each service, and where it was learned.
+
+    Where a service runs side by side with another of its kind, several separated by commas.
+    """
 
     gpu_metrics: str = DEFAULT_ADDRESSES["gpu_metrics"]
     autoscaler: str = DEFAULT_ADDRESSES["autoscaler"]
@@ -31,10 +34,23 @@ class Addresses:
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def of(self, service: str) -> str:
-        """Returns the address of a service by name, for example `ai_router`."""
+        """Returns the address of a service by name, for example `ai_router`: the first of several.
+
+        Raises:
+            ValueError: no such service.
+        """
+        return self.every(service)[0]
+
+    def every(self, service: str) -> tuple[str, ...]:
+        """Returns all addresses of a service by name, at least one.
+
+        Raises:
+            ValueError: no such service.
+        """
         if service not in SERVICES:
             raise ValueError(f"{service!r} is none of {', '.join(SERVICES)}")
-        return str(getattr(self, service))
+        told = str(getattr(self, service))
+        return tuple(part for each in told.split(",") if (part := each.strip())) or (told,)
 
 
 def find_addresses(

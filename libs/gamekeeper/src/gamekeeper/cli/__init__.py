@@ -70,7 +70,11 @@ def root(
     context: typer.Context,
     *,
     gpu_metrics: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Address of the metrics collector.")
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Address of the metrics collector; of several side by side, with commas.",
+        ),
     ] = None,
     autoscaler: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Address of the autoscaler.")

@@ -22,6 +22,7 @@ from gamekeeper.cli.session import (
     message_json,
 )
 from gamekeeper.cli.wording import enum_words, moment
+from gamekeeper.gpu_alerts import AcknowledgedAlert, acknowledge_alert
 from gamekeeper.gpu_events import GpuEventNotice, watch_gpu_events
 from gaming.gpu_metrics.v1 import alerts_pb2, events_pb2
 
@@ -97,14 +98,17 @@ def acknowledge(
 ) -> None:
     """Notes that you look after an alert. It stands until its condition ends.
 
-    A collector keeps that note itself: where two run side by side, tell both (--gpu-metrics); the
-    id is the same.
+    Each collector keeps that note itself: where several run side by side, name them all
+    (--gpu-metrics A:50061,B:50061), and all are told. What could not be told is said.
 
     Examples:
       gamekeeper gpus alerts ack gpu-lost-3f9a0c61d2e4b7a85f10 --note "replacing the instance"
     """
     session = Session.of(context, output, grpcurl, timeout)
     request = alerts_pb2.AcknowledgeAlertRequest(alert_id=alert_id, note=note)
+    if session.grpcurl:
+        session.print_grpcurl("gpu_metrics", "AcknowledgeAlert", request)
+        return
 
     def render(answer: alerts_pb2.AcknowledgeAlertResponse) -> None:
         alert = answer.alert
@@ -114,7 +118,25 @@ def acknowledge(
             soft_wrap=True,
         )
 
-    session.show("gpu_metrics", "AcknowledgeAlert", request, render)
+    noted = session.run("gpu_metrics", _acknowledge(session, alert_id, note))
+    session.emit(alerts_pb2.AcknowledgeAlertResponse(alert=noted.alert), render)
+    for each in noted.untold:
+        typer.echo(f"{each.collector} was not told: {each.failure.message}", err=True)
+
+
+async def _acknowledge(session: Session, alert_id: str, note: str) -> AcknowledgedAlert:
+    try:
+        return await acknowledge_alert(
+            session.addresses.every("gpu_metrics"),
+            alert_id,
+            note=note,
+            settings=session.channel,
+            timeout_seconds=session.timeout_seconds,
+        )
+    except CallFailed as failure:
+        if isinstance(failure.__cause__, grpc.aio.AioRpcError):
+            raise failure.__cause__ from None
+        raise
 
 
 def show_events(
@@ -177,7 +199,7 @@ async def _held(
 
 async def _follow_events(session: Session, host_id: str) -> None:
     notices = watch_gpu_events(
-        [session.addresses.of("gpu_metrics")],
+        session.addresses.every("gpu_metrics"),
         host_id=host_id,
         only_new=True,
         settings=session.channel,
