@@ -1,9 +1,13 @@
--- Search of lore tells which passages it found, not what is in them: the statement that asks joins
--- their contents by key. search_passages of migration 0011 stays for the version before.
+-- Search of lore in less time. search_passages of migration 0011 stays for the version before.
 
--- Ranks passages by meaning, by words, or both; best first. Ways of reckoning and order are those of
--- search_passages, whose comment explains them. Its plans are kept for the session: making the one
--- for the main statement costs more than running it on a collection of the usual size.
+-- Finds passages by meaning, by words, or both; best first. Ways of reckoning and order are those of
+-- search_passages, whose comment explains them. New is that each passage is named, by key and by the
+-- hash of its text, that the concepts it speaks of come along, and what is done with time:
+--
+-- Plans are kept for the session: making them costs more than running them on a collection of the
+-- usual size. What passages hold is read in a statement of its own, once it is known which they are:
+-- the planner then knows that they are few. Concepts of all of them are read at once; one by one,
+-- each would be looked for in the whole of a small table.
 CREATE FUNCTION ranked_passages(
     p_query text,
     p_embedding vector,
@@ -11,18 +15,20 @@ CREATE FUNCTION ranked_passages(
     p_collections text[],
     p_limit integer,
     p_per_section integer,
+    p_neighbours integer,
     p_vector_weight double precision,
     p_k1 double precision,
     p_b double precision,
     p_frequent_from bigint
 ) RETURNS TABLE (
-    chunk_id bigint, score double precision, vector_score double precision,
-    keyword_score double precision, keyword_share double precision
+    chunk_id bigint, embedding_input_sha256 bytea, collection text, path text, heading_path text[],
+    start_line integer, end_line integer, text text, score double precision,
+    vector_score double precision, keyword_score double precision, keyword_share double precision,
+    text_before text[], text_after text[], concepts text[]
 )
 LANGUAGE plpgsql STABLE
 SET search_path = knowledge_base, public, pg_temp
 SET plan_cache_mode = force_generic_plan
-ROWS 50
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -30,13 +36,19 @@ DECLARE
     v_count double precision;
     v_mean_length double precision;
     v_frequent_from double precision;
-    -- What is cut to size by section; deep enough that other sections can take the place of one.
-    v_pool integer := 4 * p_limit + 20;
+    -- What is cut to size by section; deep enough that other sections can take the place of one,
+    -- which none has to where one may fill all places.
+    v_pool integer := CASE WHEN p_per_section < p_limit THEN 4 * p_limit + 20 ELSE p_limit END;
     v_rare text[];
     v_rare_idf double precision[];
     v_frequent text[];
     v_frequent_idf double precision[];
     v_total double precision;
+    v_chosen bigint[];
+    v_scores double precision[];
+    v_cosines double precision[];
+    v_bm25 double precision[];
+    v_shares double precision[];
     v_open double precision;
     v_least double precision;
     v_word_weight double precision :=
@@ -101,7 +113,6 @@ BEGIN
         END IF;
     END IF;
 
-    RETURN QUERY
     WITH legs AS (
         SELECT c.chunk_id, -(c.embedding <#> p_embedding) AS cosine, NULL::double precision AS part
         FROM document_chunks c
@@ -165,9 +176,44 @@ BEGIN
                 PARTITION BY c.document_id, c.heading_path ORDER BY p.score DESC, p.chunk_id
             ) > p_per_section AS crowds
         FROM pool p JOIN document_chunks c ON c.chunk_id = p.chunk_id
+    ), chosen AS (
+        SELECT p.* FROM placed p
+        ORDER BY p.crowds, p.score DESC, p.chunk_id
+        LIMIT p_limit
     )
-    SELECT p.chunk_id, p.score, p.cosine, p.bm25, p.share
-    FROM placed p
-    ORDER BY p.crowds, p.score DESC, p.chunk_id
-    LIMIT p_limit;
+    SELECT
+        array_agg(c.chunk_id), array_agg(c.score), array_agg(c.cosine), array_agg(c.bm25),
+        array_agg(c.share)
+    INTO v_chosen, v_scores, v_cosines, v_bm25, v_shares
+    FROM chosen c;
+
+    RETURN QUERY
+    WITH spoken_of AS (
+        SELECT l.chunk_id, array_agg(l.concept_name ORDER BY l.concept_name) AS concepts
+        FROM chunk_concepts l
+        WHERE l.chunk_id = ANY (v_chosen)
+        GROUP BY l.chunk_id
+    )
+    SELECT
+        c.chunk_id, c.embedding_input_sha256, c.collection, d.path, c.heading_path, c.start_line,
+        c.end_line, c.text, r.score, r.cosine, r.bm25, r.share,
+        CASE WHEN p_neighbours > 0 THEN ARRAY(
+            SELECT n.text FROM document_chunks n
+            WHERE n.document_id = c.document_id
+                AND n.ordinal BETWEEN c.ordinal - p_neighbours AND c.ordinal - 1
+            ORDER BY n.ordinal
+        ) ELSE '{}' END,
+        CASE WHEN p_neighbours > 0 THEN ARRAY(
+            SELECT n.text FROM document_chunks n
+            WHERE n.document_id = c.document_id
+                AND n.ordinal BETWEEN c.ordinal + 1 AND c.ordinal + p_neighbours
+            ORDER BY n.ordinal
+        ) ELSE '{}' END,
+        coalesce(s.concepts, '{}')
+    FROM unnest(v_chosen, v_scores, v_cosines, v_bm25, v_shares) WITH ORDINALITY
+        AS r (chunk_id, score, cosine, bm25, share, place)
+    JOIN document_chunks c ON c.chunk_id = r.chunk_id
+    JOIN narrative_documents d ON d.document_id = c.document_id
+    LEFT JOIN spoken_of s ON s.chunk_id = r.chunk_id
+    ORDER BY r.place;
 END $$;
