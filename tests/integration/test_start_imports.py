@@ -1,0 +1,51 @@
+"""What a service loads before it answers: each module here once cost a restart a tenth or more."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+ALWAYS = ("boto3", "botocore", "cryptography", "opentelemetry.sdk", "rich")
+"""Needed with AWS, TLS, a telemetry collector and by the command line, and loaded with them."""
+
+SERVICES = {
+    "ai_router.__main__": (*ALWAYS, "asyncpg", "numpy"),
+    "autoscaler.__main__": (*ALWAYS, "aiohttp", "numpy"),
+    "gpu_metrics.collector_process": (*ALWAYS, "aiohttp", "asyncpg", "numpy"),
+    "knowledge_base.__main__": (*ALWAYS, "aiohttp", "onnx"),
+}
+
+
+@pytest.mark.parametrize("module", SERVICES)
+def test_a_service_that_begins_loads_nothing_that_no_caller_needs(module: str) -> None:
+    script = (
+        "import sys\n"
+        "from servicekit.process_start import begin\n"
+        f"begin()\nimport {module}, servicekit.server\n"
+        f"print([name for name in {SERVICES[module]!r} if name in sys.modules])"
+    )
+    assert _printed(script) == "[]"
+
+
+def test_who_begins_can_still_load_rich_and_collects_garbage_once_it_runs() -> None:
+    script = (
+        "import gc, sys\n"
+        "from servicekit.process_start import begin\n"
+        "begin()\n"
+        "import rich, servicekit.runtime, servicekit.settings\n"
+        "before = gc.isenabled()\n"
+        "from servicekit.telemetry import TelemetrySettings\n"
+        "async def main(settings, runtime):\n"
+        "    print(before, gc.isenabled(), gc.get_freeze_count() > 0)\n"
+        "servicekit.runtime.run_service('tiny', TelemetrySettings, main, environ={})"
+    )
+    assert _printed(script) == "False True True"
+
+
+def _printed(script: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    return ran.stdout.strip()
