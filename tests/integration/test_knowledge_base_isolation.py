@@ -45,8 +45,13 @@ WORLD_TABLES = (
     "requests",
     "world_changes",
 )
-# Holds rows only while the embedding model is being changed.
-SELDOM_FILLED_TABLES = ("story_event_backlog",)
+# Hold rows only while the embedding model is being changed, or of worlds with many events.
+SELDOM_FILLED_TABLES = (
+    "story_event_backlog",
+    "story_event_blocks",
+    "next_story_event_blocks",
+    "story_event_words",
+)
 
 
 @pytest.fixture
