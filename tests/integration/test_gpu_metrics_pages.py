@@ -54,6 +54,10 @@ def parsed(page: str, kind: str) -> dict[str, Any]:
     }
 
 
+def no_xid(host_id: str, gpu_uuid: str) -> int:
+    return 0
+
+
 def a_gpu(host: int, index: int, **readings: Any) -> GpuReading:
     figures: dict[str, Any] = {
         "product_name": "NVIDIA A10G",
@@ -116,7 +120,7 @@ async def test_prometheus_itself_reads_the_page_in_base_units(
 ) -> None:
     view = a_view(2, 2, temperature_celsius=MissingReason.TIMEOUT)
     async with serve_prometheus(
-        ("127.0.0.1", 0), lambda: view.hosts(CLOCK.monotonic()), clock=CLOCK
+        ("127.0.0.1", 0), lambda: view.hosts(CLOCK.monotonic()), clock=CLOCK, last_xid=no_xid
     ) as where:
         page, content_type = await read(http, where, "/metrics", "application/openmetrics-text")
     assert content_type.startswith("application/openmetrics-text; version=1.0.0")
@@ -138,7 +142,7 @@ async def test_prometheus_itself_reads_the_page_in_base_units(
 async def test_an_older_reader_gets_the_text_format(http: aiohttp.ClientSession, path: str) -> None:
     view = a_view(1, 2)
     async with serve_prometheus(
-        ("127.0.0.1", 0), lambda: view.hosts(CLOCK.monotonic()), clock=CLOCK
+        ("127.0.0.1", 0), lambda: view.hosts(CLOCK.monotonic()), clock=CLOCK, last_xid=no_xid
     ) as where:
         page, content_type = await read(http, where, path)
     assert content_type.startswith("text/plain; version=0.0.4")
@@ -159,7 +163,7 @@ async def test_a_page_is_made_once_a_second_however_many_ask(http: aiohttp.Clien
         made.append(1)
         return view.hosts(CLOCK.monotonic())
 
-    async with serve_prometheus(("127.0.0.1", 0), hosts, clock=clock) as where:
+    async with serve_prometheus(("127.0.0.1", 0), hosts, clock=clock, last_xid=no_xid) as where:
         await asyncio.gather(*(read(http, where, "/metrics") for _ in range(20)))
         assert len(made) == 1
         await clock.advance(1.5)
@@ -172,7 +176,7 @@ async def test_1000_gpus_make_a_page_that_can_be_scraped_every_few_seconds(
 ) -> None:
     view = a_view(125, 8)
     async with serve_prometheus(
-        ("127.0.0.1", 0), lambda: view.hosts(CLOCK.monotonic()), clock=CLOCK
+        ("127.0.0.1", 0), lambda: view.hosts(CLOCK.monotonic()), clock=CLOCK, last_xid=no_xid
     ) as where:
         before = time.process_time()
         page, _ = await read(http, where, "/metrics")

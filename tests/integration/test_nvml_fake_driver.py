@@ -40,6 +40,7 @@ FIRST = GpuReading(
     gpu_uuid="GPU-5f1c0000-0000-0000-0000-000000000001",
     index=0,
     product_name="NVIDIA A10G",
+    pci_bus_id="00000000:01:00.0",
     utilization_permille=370,
     memory_used_bytes=1_000_000_000,
     memory_total_bytes=24_146_608_128,
@@ -97,6 +98,7 @@ async def test_all_figures_of_all_gpus_arrive_in_their_units(gpus: NvmlGpus) -> 
     assert figures_of(first) == figures_of(FIRST)
     assert (second.index, second.product_name) == (1, "NVIDIA L4")
     assert (second.utilization_permille, second.power_milliwatts) == (1000, 71_999)
+    assert [gpu.pci_bus_id for gpu in (first, second)] == ["00000000:01:00.0", "00000000:02:00.0"]
 
 
 async def test_an_old_driver_gives_memory_by_its_first_version(

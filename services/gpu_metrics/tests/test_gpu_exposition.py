@@ -2,12 +2,15 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.domain.gpu_events import GpuEvent, GpuEventKind
 from gpu_metrics.domain.gpu_exposition import dcgm_page, hardware_page
 from gpu_metrics.domain.host_state import HostState
+from gpu_metrics.domain.last_xids import LastXids
 from gpu_metrics.domain.readings import GpuReading, MissingReason
 
 from .builders import NOON, make_report
@@ -69,13 +72,15 @@ def test_a_stale_host_shows_no_figure_but_that_it_is_stale_and_how_long() -> Non
     assert values(page, "hw_gpu_utilization_ratio") == []
     assert values(page, "hw_gpu_fresh") == [0.0]
     assert values(page, "hw_gpu_reading_age_seconds") == [7.5]
-    assert samples(dcgm_page(hosts(GPU, now=7.5))) == {}
+    assert samples(dcgm_page(hosts(GPU, now=7.5), lambda *_: 0)) == {}
 
 
 def test_dcgm_names_come_in_dcgms_units_and_labels() -> None:
-    page = dcgm_page(hosts(replace(GPU, product_name="NVIDIA A10G")))
+    gpu = replace(GPU, product_name="NVIDIA A10G", pci_bus_id="00000000:00:1E.0")
+    page = dcgm_page(hosts(gpu), lambda *_: 0)
     labels = (
-        '{gpu="0",UUID="GPU-1",device="nvidia0",modelName="NVIDIA A10G",Hostname="i-1",'
+        '{gpu="0",UUID="GPU-1",pci_bus_id="00000000:00:1E.0",device="nvidia0",'
+        'modelName="NVIDIA A10G",Hostname="i-1",'
         'DCGM_FI_DRIVER_VERSION=""}'
     )
     shown = samples(page)
@@ -86,6 +91,41 @@ def test_dcgm_names_come_in_dcgms_units_and_labels() -> None:
     assert f"DCGM_FI_DEV_GPU_TEMP{labels}" not in shown
 
 
+def test_the_last_xid_of_a_gpu_is_a_gauge_as_dashboards_for_dcgm_expect_it() -> None:
+    xids = LastXids()
+    (state,) = hosts(GPU)
+
+    def told(**fields: Any) -> list[float]:
+        report = replace(state.report, journal_id="j")
+        if fields:
+            xids.take("i-1", [GpuEvent(sequence=1, time=NOON, gpu_uuid="GPU-1", **fields)])
+        page = dcgm_page([replace(state, report=report)], xids.of)
+        return values(page, "DCGM_FI_DEV_XID_ERRORS")
+
+    assert told() == [0]
+    assert told(kind=GpuEventKind.XID, xid=48) == [48]
+    assert told(kind=GpuEventKind.XID, xid=79) == [79]
+    assert told(kind=GpuEventKind.GPU_LOST) == [79]
+    assert told(kind=GpuEventKind.DRIVER_RELOADED) == [0]
+    # Without a journal nobody watches for them.
+    assert values(dcgm_page([state], xids.of), "DCGM_FI_DEV_XID_ERRORS") == []
+
+
+def test_the_last_xid_says_what_it_is_about() -> None:
+    (state,) = hosts(GPU)
+    page = dcgm_page([replace(state, report=replace(state.report, journal_id="j"))], lambda *_: 79)
+    assert 'err_code="79",err_msg="' in page
+    assert 'err_msg=""' not in page
+
+
+def test_codes_of_a_bounded_number_of_hosts_are_remembered() -> None:
+    xids = LastXids()
+    for number in range(5000):
+        event = GpuEvent(sequence=1, kind=GpuEventKind.XID, time=NOON, gpu_uuid="G", xid=48)
+        xids.take(f"i-{number}", [event])
+    assert (xids.of("i-0", "G"), xids.of("i-4999", "G")) == (0, 48)
+
+
 def test_an_empty_fleet_is_a_valid_page() -> None:
     assert hardware_page((), 0.0, openmetrics=True).endswith("# EOF\n")
-    assert samples(dcgm_page(())) == {}
+    assert samples(dcgm_page((), lambda *_: 0)) == {}

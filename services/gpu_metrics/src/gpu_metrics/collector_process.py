@@ -13,6 +13,7 @@ from gpu_metrics.config import COLLECTOR_DEFAULT_ADDRESS, CollectorSettings
 from gpu_metrics.domain.alert_book import AlertBook
 from gpu_metrics.domain.event_journals import EventJournals
 from gpu_metrics.domain.fleet import FleetView
+from gpu_metrics.domain.last_xids import LastXids
 from gpu_metrics.event_store import EventStore
 from gpu_metrics.feed import FleetFeed
 from gpu_metrics.fleet_instruments import FleetInstruments
@@ -49,12 +50,16 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
         heartbeat_seconds=settings.heartbeat_seconds,
         runbook_base_url=settings.alerts.runbook_base_url,
     )
+    last_xids = LastXids()
     events = EventStore(
         EventJournals(settings.alerts.event_bounds()),
         clock=clock,
         telemetry=runtime.telemetry,
         heartbeat_seconds=settings.heartbeat_seconds,
-        listeners=[alerts.take_events],
+        listeners=[
+            alerts.take_events,
+            lambda report, new: last_xids.take(report.host.host_id, new),
+        ],
     )
     tasks = [feed.maintain, alerts.run]
     if settings.cloudwatch_enabled:
@@ -71,7 +76,12 @@ async def run_collector(settings: CollectorSettings, runtime: ServiceRuntime) ->
             )
 
             await stack.enter_async_context(
-                serve_prometheus(settings.prometheus.address, feed.hosts, clock=runtime.clock)
+                serve_prometheus(
+                    settings.prometheus.address,
+                    feed.hosts,
+                    clock=runtime.clock,
+                    last_xid=last_xids.of,
+                )
             )
         if settings.messaging.publishes:
             reporter = AlertReporter(

@@ -8,6 +8,7 @@ import pynvml
 
 from gpu_metrics.adapters.nvml_device import NvmlDevice
 from gpu_metrics.adapters.nvml_library import CallMeter, NvmlFailed, NvmlLibrary, reason_of
+from gpu_metrics.domain.plain_text import plain_text
 from gpu_metrics.domain.readings import MissingReason
 
 __all__ = ["Discovery", "FoundGpu", "NvmlDriver", "is_mismatch", "open_device"]
@@ -20,6 +21,7 @@ class FoundGpu:
     driver_index: int
     uuid: str
     product_name: str = ""
+    pci_bus_id: str = ""
     handle: int = 0
     reason: MissingReason = MissingReason.UNREACHABLE
 
@@ -41,6 +43,7 @@ class NvmlDriver:
         self.meter = CallMeter()
         self._library: NvmlLibrary | None = None
         self._attached = False
+        self._bus_ids: dict[str, str] = {}
 
     def look_up(self, known_uuids: Mapping[int, str], *, attach_anew: bool) -> Discovery:
         """Return the GPUs; `attach_anew` gives up handles first, as they end with the driver.
@@ -54,6 +57,7 @@ class NvmlDriver:
             self.meter.run(library.prepare("nvmlShutdown"))
         attached_anew = not self._attached
         if not self._attached:
+            self._bus_ids.clear()
             library.call(self.meter, "nvmlInitWithFlags", ctypes.c_uint(0))
             self._attached = True
         try:
@@ -84,7 +88,20 @@ class NvmlDriver:
             name = library.text(self.meter, "nvmlDeviceGetName", handle)
         except NvmlFailed:
             name = ""
-        return FoundGpu(index, uuid, name, handle.value or 0)
+        return FoundGpu(
+            index, uuid, name, self._bus_id_of(library, uuid, handle), handle.value or 0
+        )
+
+    def _bus_id_of(self, library: NvmlLibrary, uuid: str, handle: ctypes.c_void_p) -> str:
+        """Return where a GPU is on the bus; asked once, as it stays there."""
+        if uuid not in self._bus_ids:
+            place = pynvml.nvmlPciInfo_t()
+            try:
+                library.call(self.meter, "nvmlDeviceGetPciInfo_v3", handle, ctypes.byref(place))
+            except NvmlFailed:
+                return ""
+            self._bus_ids[uuid] = plain_text(str(place.busId), 32)
+        return self._bus_ids[uuid]
 
 
 def open_device(library: NvmlLibrary, found: FoundGpu, meter: CallMeter) -> NvmlDevice:

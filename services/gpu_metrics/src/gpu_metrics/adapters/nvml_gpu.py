@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -53,9 +54,7 @@ class NvmlGpu:
 
     def detach(self, reason: MissingReason) -> None:
         """Give up the handle; every figure is missing for this reason."""
-        self.found = FoundGpu(
-            self.found.driver_index, self.found.uuid, self.found.product_name, reason=reason
-        )
+        self.found = replace(self.found, handle=0, reason=reason)
         self._device = None
 
     def begin(
@@ -104,6 +103,7 @@ class NvmlGpu:
             gpu_uuid=self.found.uuid,
             index=self.index,
             product_name=self.found.product_name,
+            pci_bus_id=self.found.pci_bus_id,
             driver_epoch=self.epoch,
             **figures,
         )

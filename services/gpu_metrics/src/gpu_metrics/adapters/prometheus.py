@@ -35,8 +35,14 @@ class _Page:
 
 
 class _Pages:
-    def __init__(self, hosts: Callable[[], Sequence[HostState]], clock: Clock) -> None:
+    def __init__(
+        self,
+        hosts: Callable[[], Sequence[HostState]],
+        clock: Clock,
+        last_xid: Callable[[str, str], int],
+    ) -> None:
         self._hosts = hosts
+        self._last_xid = last_xid
         self._clock = clock
         self._pages: dict[str, _Page] = {}
         self._making = asyncio.Lock()
@@ -53,7 +59,7 @@ class _Pages:
         )
 
     async def dcgm(self, request: web.Request) -> web.Response:
-        return await self._answer(request, _TEXT, lambda hosts, _: dcgm_page(hosts))
+        return await self._answer(request, _TEXT, lambda hosts, _: dcgm_page(hosts, self._last_xid))
 
     async def _answer(
         self,
@@ -88,14 +94,19 @@ def _make_page(
 
 @asynccontextmanager
 async def serve_prometheus(
-    address: tuple[str, int], hosts: Callable[[], Sequence[HostState]], *, clock: Clock
+    address: tuple[str, int],
+    hosts: Callable[[], Sequence[HostState]],
+    *,
+    clock: Clock,
+    last_xid: Callable[[str, str], int],
 ) -> AsyncIterator[tuple[str, int]]:
     """Serve `/metrics` and `/metrics/dcgm` within the context; yields where.
 
-    `clock` is the one that the hosts' `received_at` was taken from. Plain HTTP, for a scraper on
+    `clock` is the one that the hosts' `received_at` was taken from, `last_xid` gives the last code
+    of a host's GPU. Plain HTTP, for a scraper on
     this machine; elsewhere put it behind something that authenticates.
     """
-    pages = _Pages(hosts, clock)
+    pages = _Pages(hosts, clock, last_xid)
     app = web.Application(client_max_size=1024)
     app.router.add_get("/metrics", pages.hardware)
     app.router.add_get("/metrics/dcgm", pages.dcgm)

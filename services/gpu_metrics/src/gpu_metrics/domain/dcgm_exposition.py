@@ -133,6 +133,7 @@ def _gpu(
             gpu_uuid=uuid,
             index=min(int(index), 63) if index.isascii() and index.isdigit() else 0,
             product_name=plain_text(labels.get("modelName", ""), 96),
+            pci_bus_id=plain_text(labels.get("pci_bus_id", ""), 32),
             **figures,
         ),
         last_xid=None if isinstance(xid, MissingReason) or xid >= 2**32 else round(xid),

@@ -17,6 +17,7 @@ from gpu_metrics.domain.aggregate import attribute_gpus
 from gpu_metrics.domain.gpu_figures import GPU_FIGURES_BY_NAME, ExportedFigure, FigureKind
 from gpu_metrics.domain.host_state import Freshness, HostState
 from gpu_metrics.domain.readings import GPU_FIGURES, CountReading, GpuReading, MissingReason, known
+from gpu_metrics.domain.xid_catalogue import xid_facts
 
 __all__ = ["dcgm_page", "hardware_page"]
 
@@ -252,10 +253,11 @@ _DCGM_FIELDS = (
 docs.nvidia.com/datacenter/dcgm/latest/reference/dcgm-exporter-metrics.html, read November 2026)."""
 
 
-def dcgm_page(hosts: Iterable[HostState]) -> str:
+def dcgm_page(hosts: Iterable[HostState], last_xid: Callable[[str, str], int]) -> str:
     """Return the page under dcgm-exporter's names and labels; fresh hosts only.
 
-    The label `pci_bus_id` is not there: agents do not report it.
+    `last_xid` gives the code of a host's GPU, 0 for none. A host without a journal tells of no XID,
+    so it has no figure of them.
     """
     gpus = [
         _Shown(
@@ -265,6 +267,7 @@ def dcgm_page(hosts: Iterable[HostState]) -> str:
                 (
                     ("gpu", str(gpu.index)),
                     ("UUID", gpu.gpu_uuid),
+                    ("pci_bus_id", gpu.pci_bus_id),
                     ("device", f"nvidia{gpu.index}"),
                     ("modelName", gpu.product_name),
                     ("Hostname", state.host.host_id),
@@ -284,7 +287,20 @@ def dcgm_page(hosts: Iterable[HostState]) -> str:
             value = value_of(each.gpu)
             if value is not None:
                 lines.append(f"{name}{{{each.labels}}} {value:.15g}")
+    lines += _xid_lines(gpus, last_xid)
     return "\n".join(lines) + "\n"
+
+
+def _xid_lines(gpus: Sequence[_Shown], last_xid: Callable[[str, str], int]) -> Iterator[str]:
+    """Yield the last code of each GPU; a gauge, as dcgm-exporter has it."""
+    name = "DCGM_FI_DEV_XID_ERRORS"
+    yield f"# HELP {name} Value of the last XID error encountered."
+    yield f"# TYPE {name} gauge"
+    for each in gpus:
+        if each.state.report.journal_id:
+            code = last_xid(each.state.host.host_id, each.gpu.gpu_uuid)
+            text = xid_facts(code).description if code else "No Error"
+            yield f'{name}{{{each.labels},err_code="{code}",err_msg="{_escaped(text)}"}} {code}'
 
 
 def _text(labels: _Labels) -> str:

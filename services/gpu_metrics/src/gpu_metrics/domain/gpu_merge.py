@@ -43,6 +43,7 @@ def _filled(first: GpuReading, second: GpuReading) -> GpuReading:
     return replace(
         first,
         product_name=first.product_name or second.product_name,
+        pci_bus_id=first.pci_bus_id or second.pci_bus_id,
         driver_epoch=first.driver_epoch or second.driver_epoch,
         **changes,
     )

@@ -102,6 +102,7 @@ class GpuReading:
     gpu_uuid: str
     index: int
     product_name: str = ""
+    pci_bus_id: str = ""
     utilization_permille: CountReading = MissingReason.NOT_TOLD
     memory_used_bytes: CountReading = MissingReason.NOT_TOLD
     memory_total_bytes: CountReading = MissingReason.NOT_TOLD

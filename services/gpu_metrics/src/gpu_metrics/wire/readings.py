@@ -91,6 +91,7 @@ def gpu_from_message(message: fleet_pb2.GpuSample) -> GpuReading:
         gpu_uuid=message.gpu_uuid,
         index=message.index,
         product_name=message.product_name,
+        pci_bus_id=message.pci_bus_id,
         driver_epoch=message.driver_epoch,
         **{
             name: getattr(message, name)
@@ -156,6 +157,7 @@ def gpu_message(gpu: GpuReading) -> fleet_pb2.GpuSample:
         gpu_uuid=gpu.gpu_uuid,
         index=gpu.index,
         product_name=gpu.product_name,
+        pci_bus_id=gpu.pci_bus_id,
         driver_epoch=gpu.driver_epoch,
     )
     _put_figures(message, gpu, GPU_FIGURES)
