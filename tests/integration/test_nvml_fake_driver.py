@@ -185,6 +185,24 @@ async def test_a_hanging_gpu_times_out_alone_and_keeps_what_it_gave_before_the_h
     assert second.power_milliwatts == 71_999
 
 
+async def test_how_long_a_gpu_may_leave_a_reading_unanswered_is_what_was_set(
+    driver_library: Path, scenario: Callable[[str], None]
+) -> None:
+    clock = FakeClock()
+    patient = NvmlGpus(clock=clock, timeout_seconds=0.3, hung_after_seconds=20.0)
+    try:
+        await patient.read_gpus()
+        scenario(TWO_GPUS + "gpu 0 hang power\n")
+        told = []
+        for _ in range(4):
+            gpu = (await patient.read_gpus())[0]
+            told.append(gpu.power_milliwatts)
+            await clock.advance(8.0)
+        assert told == [MissingReason.TIMEOUT] * 3 + [MissingReason.HUNG]
+    finally:
+        patient.close()
+
+
 async def test_a_hanging_gpu_is_read_again_once_it_answers(
     gpus: NvmlGpus, scenario: Callable[[str], None]
 ) -> None:

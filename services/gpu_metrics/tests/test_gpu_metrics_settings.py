@@ -24,6 +24,7 @@ def test_an_agents_settings_are_read() -> None:
             "GPU_METRICS_COLLECTORS": "10.0.0.1:50061, 10.0.0.2:50061",
             "GPU_METRICS_MODEL_SERVERS": "gold=http://127.0.0.1:8000/,bronze=https://[::1]:8001",
             "GPU_METRICS_PURCHASE_OPTION": "spot",
+            "GPU_METRICS_NVML_HUNG_AFTER_SECONDS": "2.5",
         },
     )
     assert settings.collectors == ("10.0.0.1:50061", "10.0.0.2:50061")
@@ -32,6 +33,7 @@ def test_an_agents_settings_are_read() -> None:
         ModelServerAddress(Tier.BRONZE, "https://[::1]:8001"),
     )
     assert settings.purchase_option is PurchaseOption.SPOT
+    assert settings.nvml_hung_after_seconds == 2.5
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,11 @@ def _add_gpus(  # noqa: PLR0917  # a part of the composition above, and all of i
     """Add the driver, and dcgm-exporter's page after it: of a figure the driver's word counts."""
     watched: Callable[[], dict[int, str]] = dict
     if settings.nvml_enabled:
-        nvml = NvmlGpus(clock=runtime.clock, timeout_seconds=settings.nvml_timeout_seconds)
+        nvml = NvmlGpus(
+            clock=runtime.clock,
+            timeout_seconds=settings.nvml_timeout_seconds,
+            hung_after_seconds=settings.nvml_hung_after_seconds,
+        )
         stack.callback(nvml.close)
         known = KnownGpus(nvml)
         processes = AttributedProcesses(

@@ -179,6 +179,13 @@ class AgentSettings:
         maximum=30,
         help="how long the driver may take for one GPU",
     )
+    nvml_hung_after_seconds: float = setting(
+        "GPU_METRICS_NVML_HUNG_AFTER_SECONDS",
+        default=0.9,
+        minimum=0.1,
+        maximum=300,
+        help="how long the driver may leave a GPU's reading unanswered before the GPU is hung",
+    )
     dcgm_url: str | None = setting(
         "GPU_METRICS_DCGM_URL",
         default=None,
