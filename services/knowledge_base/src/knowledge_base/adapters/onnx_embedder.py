@@ -65,8 +65,9 @@ class OnnxEmbedder:
         self, graph: Path, tokenizer: Path, *, threads: int = 1, document_runs: int = 1
     ) -> None:
         options = onnxruntime.SessionOptions()
-        # The arena keeps the largest run's memory for ever: 409 against 197 MB measured.
-        options.enable_cpu_mem_arena = False
+        # What a run frees is kept for the next one (ONNX Runtime's arena), up to what two or three
+        # of the largest runs need. Given back to the system, each run's memory comes as 2,000 page
+        # faults: 9 % more processor time for documents, and no less memory (188 against 182 MB).
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
