@@ -141,3 +141,21 @@ def test_a_followed_fleet_changes_and_forgets_hosts() -> None:
         console.print(fleet.render(NOW, console))
     assert "  1 %" in line_with(capture.get().splitlines(), "A10G")
     assert "hosts: 1" in capture.get()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_whether_a_server_is_well_is_seen_on_every_terminal(width: int) -> None:
+    server = a_server("gold-1", "GPU-1")
+    server.state = fleet_pb2.MODEL_SERVER_STATE_UNHEALTHY
+    row = line_with(shown(a_host("i-1", a_gpu(), servers=[server]), width=width), "gold-1")
+    assert "unhealthy" in row
+    assert "25 % 6.0/24 GiB" in row
+
+
+def test_a_wide_terminal_shows_types_clocks_and_names_of_servers_whole() -> None:
+    gpu = a_gpu(product_name="NVIDIA A100-SXM4-80GB", sm_clock_megahertz=1410)
+    name = "gold-llama-3-8b-us-east-1a-17"
+    row = line_with(shown(a_host("i-1", gpu, servers=[a_server(name, "GPU-1")])), "A100")
+    assert "A100-SXM4-80GB " in row
+    assert "1,410 MHz" in row
+    assert name in row

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from typing import Annotated, Any
 
 import grpc.aio
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from gamekeeper.call_errors import CallFailed
 from gamekeeper.cli.session import (
@@ -26,7 +26,7 @@ from gamekeeper.gpu_alerts import AcknowledgedAlert, acknowledge_alert
 from gamekeeper.gpu_events import GpuEventNotice, watch_gpu_events
 from gaming.gpu_metrics.v1 import alerts_pb2, events_pb2
 
-__all__ = ["alerts", "show_events"]
+__all__ = ["alerts", "alerts_table", "events_table", "show_events"]
 
 _STREAM_SECONDS = 24 * 3600.0
 _COLOURS = {
@@ -74,10 +74,7 @@ def show_alerts(
         if not answer.alerts:
             session.console.print("Nothing needs attention.")
             return
-        table = _alert_table()
-        for alert in answer.alerts:
-            table.add_row(*_alert_row(alert))
-        session.console.print(table)
+        session.console.print(alerts_table(answer.alerts))
         for url in sorted({alert.runbook_url for alert in answer.alerts}):
             session.console.print(f"runbook: {url}", markup=False, soft_wrap=True)
         if answer.next_page_token:
@@ -168,7 +165,7 @@ def show_events(
         session.call("gpu_metrics", "ListAlerts", alerts_pb2.ListAlertsRequest(page_size=1))
         session.run("gpu_metrics", _follow_events(session, host))
         return
-    table = _event_table()
+    table = _blocks()
 
     def hear(message: events_pb2.WatchGpuEventsResponse) -> None:
         if not message.HasField("event"):
@@ -225,9 +222,7 @@ def _tell(session: Session, notice: GpuEventNotice) -> None:
             {"hostId": notice.host_id, "event": message_json(notice.event)}, one_line=True
         )
         return
-    table = _event_table(headings=False)
-    table.add_row(*_event_row(notice.host_id, notice.event))
-    session.console.print(table)
+    session.console.print(events_table([(notice.host_id, notice.event)]))
 
 
 def _watch_alerts(session: Session, host_id: str) -> None:
@@ -243,61 +238,74 @@ def _watch_alerts(session: Session, host_id: str) -> None:
             if session.as_json:
                 session.emit_json(message_json(alert), one_line=True)
                 continue
-            table = _alert_table(headings=False)
-            table.add_row(*_alert_row(alert))
-            session.console.print(table)
+            session.console.print(alerts_table([alert]))
 
     session.stream(
         "gpu_metrics", lambda stub: stub.WatchAlerts(request, timeout=_STREAM_SECONDS), hear
     )
 
 
-def _alert_table(*, headings: bool = True) -> Table:
-    table = Table(box=None, padding=(0, 1), show_header=headings)
-    for heading in ("since", "severity", "about", "host", "what", "state", "id"):
-        table.add_column(heading, no_wrap=heading != "what", min_width=6)
+def alerts_table(alerts: Iterable[alerts_pb2.Alert]) -> Table:
+    """Returns alerts as they are shown, in the order given."""
+    table = _blocks()
+    for alert in alerts:
+        table.add_row(*_alert_row(alert))
     return table
 
 
-def _alert_row(alert: alerts_pb2.Alert) -> list[str]:
-    state = "stands"
+def events_table(events: Iterable[tuple[str, events_pb2.GpuEvent]]) -> Table:
+    """Returns events of hosts, by their ids, as they are shown, in the order given."""
+    table = _blocks()
+    for host_id, event in events:
+        table.add_row(*_event_row(host_id, event))
+    return table
+
+
+def _blocks() -> Table:
+    """Returns a table of two columns: how grave it is, and what there is to say in a few lines.
+
+    So that an id can be copied and a sentence read whole however narrow the terminal is.
+    """
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(no_wrap=True, min_width=8)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _lines(headline: str, *more: str) -> Text:
+    text = Text(headline, style="bold")
+    for line in filter(None, more):
+        text.append(f"\n{line}", style="not bold")
+    return text
+
+
+def _alert_row(alert: alerts_pb2.Alert) -> tuple[str, Text]:
+    about = enum_words(alerts_pb2.AlertKind.Name(alert.kind), "ALERT_KIND_")
+    part = alert.gpu_uuid or alert.server_id
+    state = "nobody looks after it"
     if alert.HasField("clear_time"):
         state = f"ended {moment(alert.clear_time)}"
     elif alert.acknowledged_by:
-        state = f"{alert.acknowledged_by}: {alert.note}" if alert.note else alert.acknowledged_by
-    return [
-        moment(alert.raise_time),
-        _severity(alert.severity),
-        enum_words(alerts_pb2.AlertKind.Name(alert.kind), "ALERT_KIND_"),
-        escape(alert.host_id),
-        escape(alert.reason),
-        escape(state),
+        state = f"looked after by {alert.acknowledged_by}"
+        state += f": {alert.note}" if alert.note else ""
+    return _severity(alert.severity), _lines(
+        alert.reason,
+        f"{about} on {alert.host_id}" + (f", {part}" if part else ""),
+        f"since {moment(alert.raise_time)}, {state}",
         alert.alert_id,
-    ]
+    )
 
 
-def _event_table(*, headings: bool = True) -> Table:
-    table = Table(box=None, padding=(0, 1), show_header=headings)
-    for heading in ("when", "severity", "host", "GPU", "event", "what"):
-        table.add_column(heading, no_wrap=heading != "what", min_width=6)
-    return table
-
-
-def _event_row(host_id: str, event: events_pb2.GpuEvent) -> list[str]:
+def _event_row(host_id: str, event: events_pb2.GpuEvent) -> tuple[str, Text]:
     name = enum_words(events_pb2.GpuEventKind.Name(event.kind), "GPU_EVENT_KIND_")
     if event.kind == events_pb2.GPU_EVENT_KIND_XID:
         name = f"XID {event.xid}" + (f" ({event.xid_count}.)" if event.xid_count > 1 else "")
     said = [event.description, event.recommended_action]
     if event.HasField("due_time"):
         said.append(f"due {moment(event.due_time)}")
-    return [
-        moment(event.time),
-        _severity(event.severity),
-        escape(host_id),
-        escape(event.gpu_uuid or "-"),
-        name,
-        escape(". ".join(text.rstrip(".") for text in said if text)),
-    ]
+    what = ". ".join(text.rstrip(".") for text in said if text)
+    where = f"{moment(event.time)}  {host_id}" + (f"  {event.gpu_uuid}" if event.gpu_uuid else "")
+    return _severity(event.severity), _lines(f"{name}: {what}" if what else name, where)
 
 
 def _severity(severity: events_pb2.Severity.ValueType) -> str:

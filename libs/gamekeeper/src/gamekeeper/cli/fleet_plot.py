@@ -50,7 +50,7 @@ class PlottedSeries:
             yield run
 
 
-def terminal_plot(series: PlottedSeries, *, width: int, height: int = 12) -> list[str]:
+def terminal_plot(series: PlottedSeries, *, width: int, height: int = 13) -> list[str]:
     """Return the lines of a plot at most `width` cells wide; gaps are marked below the axis."""
     cells = max(10, width - _LABEL_CELLS - 3)
     columns, rows = 2 * cells, 4 * height

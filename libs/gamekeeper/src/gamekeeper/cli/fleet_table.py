@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,6 +20,9 @@ __all__ = ["FleetSort", "ShownFleet", "bar", "show_hosts", "throttling"]
 _BAR_CELLS = 10
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _GIBIBYTE = 2**30
+_NARROW = 100
+_NARROW_MEMORY = 17
+_LONGEST_NAME = 40
 
 # Bits of nvmlClocksEventReasons in NVIDIA's NVML reference.
 _HOT = 0x20 | 0x40
@@ -91,13 +94,13 @@ class _Column:
 
 _COLUMNS = (
     _Column("GPU", 3, 0, right=True),
-    _Column("type", 12, 10),
+    _Column("type", 14, 10),
     _Column("busy", 16, 0),
     _Column("peak", 5, 11, right=True),
     _Column("memory", 29, 1),
     _Column("power", 9, 6, right=True),
     _Column("temp", 5, 5, right=True),
-    _Column("clock", 8, 12, right=True),
+    _Column("clock", 9, 12, right=True),
     _Column("limits", 10, 4),
     _Column("server", 18, 2),
     _Column("state", 9, 3),
@@ -108,14 +111,32 @@ _COLUMNS = (
 
 
 def _fitting(width: int) -> list[_Column]:
-    """Return the columns of the lowest ranks that fit, in their order."""
+    """Return the columns of the lowest ranks that fit, in their order.
+
+    On a narrow terminal memory goes without its bar, so that what a server is and whether it is
+    well can be seen; what is left over goes to the servers' names.
+    """
+    columns = [
+        replace(column, width=_NARROW_MEMORY) if _is_narrow(width, column) else column
+        for column in _COLUMNS
+    ]
     shown: set[str] = set()
-    for column in sorted(_COLUMNS, key=lambda column: column.rank):
-        width -= column.cells
-        if width < 0:
+    for column in sorted(columns, key=lambda column: column.rank):
+        if column.cells > width:
             break
+        width -= column.cells
         shown.add(column.heading)
-    return [column for column in _COLUMNS if column.heading in shown]
+    return [
+        replace(column, width=min(_LONGEST_NAME, column.width + width))
+        if column.heading == "server"
+        else column
+        for column in columns
+        if column.heading in shown
+    ]
+
+
+def _is_narrow(width: int, column: _Column) -> bool:
+    return width < _NARROW and column.heading == "memory"
 
 
 def show_hosts(
@@ -133,10 +154,11 @@ def show_hosts(
         ordered.sort(key=lambda view: max(map(key, view.gpus), default=-1.0), reverse=True)
     parts: list[RenderableType] = [_table(columns, heading=True)]
     plain = "utf" not in console.encoding.lower()
+    narrow = console.width < _NARROW
     for view in ordered:
         parts.append(_heading(view, now))
         table = _table(columns)
-        for row, style in _rows(view, key, plain=plain):
+        for row, style in _rows(view, key, plain=plain, narrow=narrow):
             table.add_row(*(row.get(column.heading, "") for column in columns), style=style)
         if table.row_count:
             parts.append(table)
@@ -193,6 +215,7 @@ def _rows(
     key: Callable[[fleet_pb2.GpuSample], float] | None,
     *,
     plain: bool,
+    narrow: bool,
 ) -> Iterable[tuple[dict[str, RenderableType], str]]:
     style = "dim" if view.freshness == fleet_pb2.FRESHNESS_STALE else ""
     gpus = sorted(view.gpus, key=lambda gpu: gpu.index)
@@ -201,7 +224,7 @@ def _rows(
     # A server is shown once, at the first of its GPUs; one without GPUs in a row of its own.
     homeless = list(view.servers)
     for gpu in gpus:
-        row = _gpu_cells(gpu, plain=plain, stale=bool(style))
+        row = _gpu_cells(gpu, plain=plain, narrow=narrow, stale=bool(style))
         mine = [server for server in homeless if gpu.gpu_uuid in server.gpu_uuids]
         for number, server in enumerate(mine or [None]):
             cells = _server_cells(server) if server is not None else {}
@@ -211,7 +234,9 @@ def _rows(
         yield _server_cells(server), style
 
 
-def _gpu_cells(gpu: fleet_pb2.GpuSample, *, plain: bool, stale: bool) -> dict[str, RenderableType]:
+def _gpu_cells(
+    gpu: fleet_pb2.GpuSample, *, plain: bool, narrow: bool, stale: bool
+) -> dict[str, RenderableType]:
     busy_known = gpu.HasField("utilization_permille")
     memory_known = gpu.HasField("memory_used_bytes") and gpu.memory_total_bytes > 0
     share = _memory_share(gpu)
@@ -232,7 +257,12 @@ def _gpu_cells(gpu: fleet_pb2.GpuSample, *, plain: bool, stale: bool) -> dict[st
             unit=" %",
         ),
         "memory": _measured(
-            share, f"{used:.{1 if used < 100 else 0}f}/{total:.0f} GiB", memory_known, plain, stale
+            share,
+            f"{used:.{1 if used < 100 else 0}f}/{total:.0f} GiB",
+            memory_known,
+            plain,
+            stale,
+            bar_cells=0 if narrow else _BAR_CELLS,
         )
         if memory_known
         else _missing(gpu, "memory_used_bytes"),
@@ -256,12 +286,21 @@ def _missing(gpu: fleet_pb2.GpuSample, field: str) -> Text:
     return Text("-")
 
 
-def _measured(share: float, note: str, known: bool, plain: bool, stale: bool) -> Text:
+def _measured(
+    share: float,
+    note: str,
+    known: bool,
+    plain: bool,
+    stale: bool,
+    *,
+    bar_cells: int = _BAR_CELLS,
+) -> Text:
     text = Text(no_wrap=True)
     if known:
         style = "dim" if stale else "red" if share >= 0.9 else "yellow" if share >= 0.7 else "green"
-        text.append(bar(share, plain=plain), style=style)
-        text.append(f" {100 * share:3.0f} %")
+        if bar_cells:
+            text.append(bar(share, cells=bar_cells, plain=plain) + " ", style=style)
+        text.append(f"{100 * share:3.0f} %", style="" if bar_cells else style)
         if note:
             text.append(f" {note}")
     return text
