@@ -141,7 +141,8 @@ def _sentence(event: GpuEvent) -> str:
     if event.kind is GpuEventKind.XID and "XID" not in text.upper():
         text = f"XID {event.xid}: {text}"
     text = text.rstrip(".")
-    return f"{text}. {event.recommended_action}" if event.recommended_action else f"{text}."
+    action = event.recommended_action.rstrip(".")
+    return f"{text}. {action[0].upper()}{action[1:]}." if action else f"{text}."
 
 
 def _age(then: datetime, now: datetime) -> float:
