@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from servicekit.beginning_probe import BeginningProbe
 from servicekit.clock import Clock
+from servicekit.eager_server import EagerServer
 from servicekit.interceptors.access_log import AccessLogInterceptor
 from servicekit.interceptors.arrival import ArrivalInterceptor
 from servicekit.interceptors.authorisation import AuthorisationInterceptor
@@ -219,8 +220,8 @@ class RpcServer:
         )
         if not answer_undecodable_paths():
             log.warning("undecodable_paths_unanswered", grpc_version=grpc.__version__)
-        self._server = grpc.aio.server(
-            interceptors=[self._chain], options=_server_options(settings)
+        self._server: grpc.aio.Server = EagerServer(  # type: ignore[assignment]  # the stubs name no concrete server
+            [self._chain], _server_options(settings), on_gave_way=self._shedding.note_gave_way
         )
         self._probe = BeginningProbe(self._server)
         for registration in registrations:
@@ -347,7 +348,7 @@ def _bind(
 
 def _server_options(settings: ServerSettings) -> list[tuple[str, int]]:
     longest_stream_milliseconds = round(DEADLINE_SECONDS[DeadlineClass.STREAM] * 1000)
-    pending = max(STREAMS_PER_CONNECTION, settings.maximum_calls // 2)
+    pending = max(STREAMS_PER_CONNECTION, settings.maximum_calls // 4)
     return [
         ("grpc.max_receive_message_length", MAXIMUM_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAXIMUM_METADATA_BYTES),

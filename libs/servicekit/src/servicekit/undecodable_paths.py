@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from grpc import StatusCode
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # untyped
+from grpc._cython import cygrpc
 
 __all__ = ["answer_undecodable_paths"]
 
@@ -34,16 +34,26 @@ def answer_undecodable_paths() -> bool:
         return True
 
     async def run_call(state: Any, call: Coroutine[Any, Any, None], loop: Any) -> None:
-        await original(state, _answered(state, call, loop), loop)
+        aborted: list[BaseException] = []
+        await original(state, _answered(state, call, loop, aborted), loop)
+        # gRPC keeps it with the call, which its traceback leads back to: without this a wave of
+        # refused calls stays in memory until the garbage collector comes by.
+        for error in aborted:
+            error.__traceback__ = None
 
     run_call.answers_undecodable_paths = True  # type: ignore[attr-defined]  # a mark for the next call
     setattr(cygrpc, _RUN_CALL, run_call)
     return True
 
 
-async def _answered(state: Any, call: Coroutine[Any, Any, None], loop: Any) -> None:
+async def _answered(
+    state: Any, call: Coroutine[Any, Any, None], loop: Any, aborted: list[BaseException]
+) -> None:
     try:
         await call
+    except cygrpc.AbortError as error:
+        aborted.append(error)
+        raise
     except UnicodeDecodeError:
         # None comes from a handler: the interceptors let no such error pass.
         headers = cygrpc.SendInitialMetadataOperation((), 0)

@@ -8,19 +8,17 @@ from typing import Any
 
 import grpc.aio
 
+from servicekit.eager_server import ARRIVAL_SECONDS, first_message
 from servicekit.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from servicekit.interceptors.call import Call, Proceed
 
-__all__ = ["ARRIVAL_SECONDS", "MAXIMUM_WAITING", "MAXIMUM_WAITING_STREAMS", "ArrivalInterceptor"]
+__all__ = ["ArrivalInterceptor"]
 
-ARRIVAL_SECONDS = 10.0
-"""How long a first message may take: the largest, 1 MiB, over 1 Mbit/s takes 8.4 s."""
-
-MAXIMUM_WAITING = 16
+_MAXIMUM_SINGLE = 16
 """How many calls with a single request may wait: of 1,000 made at once by clients that send headers
 and message together, no more than 3 were seen to wait at a time. Each costs some 50 kB."""
 
-MAXIMUM_WAITING_STREAMS = 128
+_MAXIMUM_STREAMS = 128
 """How many calls with a stream of requests may wait: whoever opens 100 of them at once sends all
 their headers before the first message."""
 
@@ -28,21 +26,24 @@ their headers before the first message."""
 class ArrivalInterceptor:
     """Lets a call through once its first request message is there, and keeps it for the handler.
 
-    A call exists as soon as its headers do. Whoever sends headers alone makes the server hold some
-    50 kB for each call, and grpc.aio holds them until the connection ends: it sets no limit, and it
-    forgets calls whose caller ends its side without a message. Here they are refused after
-    ten seconds, and of too many the one that waits longest gives way, so that a call whose message
-    comes along, as a working client's does, passes in any crowd.
+    Nearly all come with it: `EagerServer` waited. The few that gRPC's own loop took wait here: it
+    sets no limit, holds some 50 kB for each until the connection ends, and forgets calls whose
+    caller ends its side without a message. Here they are refused after ten seconds, and of too many
+    the one that waits longest gives way.
     """
 
     def __init__(self) -> None:
-        self._single = _WaitingRoom(MAXIMUM_WAITING)
-        self._streamed = _WaitingRoom(MAXIMUM_WAITING_STREAMS)
+        self._single = _WaitingRoom(_MAXIMUM_SINGLE)
+        self._streamed = _WaitingRoom(_MAXIMUM_STREAMS)
 
     async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Reads the first message, then passes the call on."""
-        room = self._streamed if call.streams_requests else self._single
-        first = await room.first_message(call)
+        taken = first_message()
+        if taken:
+            first = taken.pop()
+        else:
+            room = self._streamed if call.streams_requests else self._single
+            first = await room.first_message(call)
         if call.streams_requests:
             call.request = _with_first(first, call.request)
         elif first is grpc.aio.EOF:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,6 @@ import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from servicekit.errors import (
     DeadlineExceeded,
@@ -25,7 +25,7 @@ from servicekit.errors import (
 )
 from servicekit.interceptors.call import Call, Proceed
 
-__all__ = ["ERROR_DOMAIN", "ErrorInterceptor", "status_of"]
+__all__ = ["ERROR_DOMAIN", "ErrorInterceptor", "Trailer", "status_of", "trailer_of"]
 
 ERROR_DOMAIN = "gamekeeper"
 """The domain in every `google.rpc.ErrorInfo` of the suite."""
@@ -34,9 +34,30 @@ ERROR_DOMAIN = "gamekeeper"
 # once percent-encoded). A status too large would reach the caller as a puzzling transport error.
 _MAXIMUM_ENCODED_MESSAGE_BYTES = 1500
 _MAXIMUM_DETAILS_BYTES = 3000
+_DETAILS = "grpc-status-details-bin"
+_STATUS_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_KEPT_TRAILERS = 64
 _STATUS_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
+
+# An overloaded server says the same to thousands: encoding it took more time than to send it.
+_sent_lately: dict[tuple[object, ...], Trailer] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Trailer:
+    """A failed call's last words, encoded.
+
+    Attributes:
+        code: the status.
+        message: its text.
+        metadata: what goes with it, the whole google.rpc.Status.
+    """
+
+    code: grpc.StatusCode
+    message: str
+    metadata: tuple[tuple[str, bytes], ...]
 
 
 class ErrorInterceptor:
@@ -96,11 +117,11 @@ async def _abort(call: Call, error: ServiceError) -> None:
     call.code, call.reason = error.code.name, error.reason
     # abort() is used with the encoded status because grpc.aio has no abort_with_status. Setting the
     # status and returning would send headers first, and what has headers is not tried again.
-    status = rpc_status.to_status(status_of(error))
+    trailer = trailer_of(error)
     try:
         # A peer that does not read its stream must not keep the task for ever.
         async with asyncio.timeout(_STATUS_SECONDS):
-            await call.context.abort(status.code, status.details, status.trailing_metadata)
+            await call.context.abort(trailer.code, trailer.message, trailer.metadata)
     except grpc.aio.AbortError as aborted:
         # gRPC keeps it and raises it anew once the handler has returned. What it knows would hold
         # the call in a cycle, and a wave of refusals fill the memory until the collector comes by.
@@ -174,6 +195,25 @@ def status_of(error: ServiceError) -> status_pb2.Status:
         packed.append(holder)
     return status_pb2.Status(
         code=error.code.value, message=_shortened(error.message), details=packed
+    )
+
+
+def trailer_of(error: ServiceError) -> Trailer:
+    """Returns `error` as it is sent. What was sent lately is not encoded again."""
+    if error.field_violations:
+        return _encoded(error)
+    alike = (type(error), error.message, error.retry_after_seconds, *error.metadata.items())
+    trailer = _sent_lately.pop(alike, None) or _encoded(error)
+    _sent_lately[alike] = trailer
+    if len(_sent_lately) > _KEPT_TRAILERS:
+        del _sent_lately[next(iter(_sent_lately))]
+    return trailer
+
+
+def _encoded(error: ServiceError) -> Trailer:
+    status = status_of(error)
+    return Trailer(
+        _STATUS_CODES[status.code], status.message, ((_DETAILS, status.SerializeToString()),)
     )
 
 

@@ -47,6 +47,10 @@ class SheddingInterceptor:
             metadata={"admitted_percent": str(round(self._shedder.share * 100))},
         )
 
+    def note_gave_way(self, count: int) -> None:
+        """Takes how many calls gave way before they came here."""
+        self._gave_way += count
+
     async def run(self, wait_seconds: Callable[[], Awaitable[float | None]]) -> None:
         """Looks several times a second until cancelled.
 
