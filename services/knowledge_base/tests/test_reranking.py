@@ -8,8 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from knowledge_base.domain.late_interaction import decode_tokens, encode_tokens, met_share
-from knowledge_base.domain.lore import Citation, SearchQuery, SearchResult
+from knowledge_base.domain.late_interaction import (
+    decode_tokens,
+    encode_tokens,
+    met_share,
+    rarity_weights,
+)
+from knowledge_base.domain.lore import Citation, RankingParameters, SearchQuery, SearchResult
 from knowledge_base.domain.reranking import rerank, reranked_candidates
 
 SIZE = 128
@@ -32,30 +37,54 @@ def test_codes_give_the_directions_back(seed: int, count: int) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 9), max_size=8), st.integers(0, 5))
-def test_a_share_is_the_mean_of_the_nearest_tokens(
+def test_a_share_is_the_weighted_mean_of_the_nearest_tokens(
     seed: int, counts: list[int], asked: int
 ) -> None:
     query = unit_vectors(seed, asked)
     passages = [unit_vectors(seed + 1 + number, count) for number, count in enumerate(counts)]
+    weights = np.random.default_rng(seed).uniform(0.5, 3, asked).astype(np.float32)
     expected = [
-        min(1.0, max(0.0, ((query @ tokens.T).max(axis=1).mean() - 0.3) / 0.7))
+        min(
+            1.0, max(0.0, (np.average((query @ tokens.T).max(axis=1), weights=weights) - 0.3) / 0.7)
+        )
         if asked and len(tokens)
         else 0.0
         for tokens in passages
     ]
-    shares = met_share(query, [encode_tokens(tokens) for tokens in passages])
+    shares = met_share(query, weights, [encode_tokens(tokens) for tokens in passages])
     assert shares == pytest.approx(expected, abs=0.02)
 
 
 def test_a_passage_with_the_querys_own_tokens_meets_it_in_full() -> None:
     query = unit_vectors(1, 5)
-    (share,) = met_share(query, [encode_tokens(np.concatenate([unit_vectors(2, 9), query]))])
+    weights = rarity_weights(np.array([1, 5, 900, 20_000, 3]))
+    passage = encode_tokens(np.concatenate([unit_vectors(2, 9), query]))
+    (share,) = met_share(query, weights, [passage])
     assert share == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_rare_token_met_counts_more_than_a_frequent_one() -> None:
+    query = unit_vectors(1, 2)
+    rare, frequent = met_share(
+        query,
+        rarity_weights(np.array([12_000, 1])),
+        [encode_tokens(query[:1]), encode_tokens(query[1:])],
+    )
+    assert rare > frequent + 0.2
+
+
+@given(st.lists(st.integers(1, 30_522), min_size=2, max_size=9))
+def test_weights_rise_with_rarity_and_none_is_nothing(ranks: list[int]) -> None:
+    weights = rarity_weights(np.array(sorted(ranks)))
+    assert np.all(weights > 1)
+    assert np.all(np.diff(weights) >= 0)
 
 
 def result(number: int, section: int, score: float) -> SearchResult:
     place = Citation("lore", "a.md", ("A", f"section {section}"), number, number)
-    return SearchResult(f"passage {number}", place, score, score, None)
+    return SearchResult(
+        f"passage {number}", place, score, 2 * score - 1, None, keyword_share=1 - score
+    )
 
 
 @given(
@@ -69,13 +98,21 @@ def test_reranking_keeps_the_best_and_lets_no_section_crowd_out_the_others(
     results = [result(number, section, of) for number, (section, of, _) in enumerate(passages)]
     scores = [score for _, _, score in passages]
     query = SearchQuery("q", limit=limit, per_section=per_section)
-    found = rerank(results, scores, query, 0.4)
+    weights = RankingParameters(
+        reranker_weight=0.5, reranked_vector_weight=0.2, reranked_keyword_exponent=2
+    )
+    found = rerank(results, scores, query, weights)
     assert len(found) == min(limit, len(results))
     assert len({item.text for item in found}) == len(found)
     for item in found:
         number = int(item.text.removeprefix("passage "))
         assert item.reranker_score == scores[number]
-        assert item.score == pytest.approx(0.4 * scores[number] + 0.6 * results[number].score)
+        together = (
+            0.5 * scores[number]
+            + 0.2 * max(0.0, results[number].vector_score or 0.0)
+            + 0.3 * results[number].keyword_share ** 2
+        )
+        assert item.score == pytest.approx(together**0.85)
     sections: Counter[tuple[str, ...]] = Counter()
     crowding = []
     for item in found:

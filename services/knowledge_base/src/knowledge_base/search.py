@@ -176,9 +176,7 @@ class LoreSearch:
             # Ingested without codes; scores of two kinds cannot be compared.
             return await self._store.search(query, embedding, self._parameters, model=model)
         scores = await self._reranker.score(query.text, codes)
-        return rerank(
-            [result for result, _ in found], scores, query, self._parameters.reranker_weight
-        )
+        return rerank([result for result, _ in found], scores, query, self._parameters)
 
     def _known(self, query: SearchQuery) -> SearchAnswer | None:
         time, answer = self._recent.get(query, (0.0, None))

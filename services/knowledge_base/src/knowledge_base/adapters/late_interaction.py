@@ -7,7 +7,7 @@ import numpy as np
 
 from knowledge_base.adapters.minilm_weights import MODEL_NAME
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
-from knowledge_base.domain.late_interaction import encode_tokens, met_share
+from knowledge_base.domain.late_interaction import encode_tokens, met_share, rarity_weights
 from knowledge_base.ports_reranker import PreparedPassages
 
 __all__ = ["RERANKER", "LateInteraction"]
@@ -52,7 +52,8 @@ class LateInteraction:
     async def score(self, query: str, passages: Sequence[bytes]) -> list[float]:
         """Returns the share of the query that each passage meets, 0..1, from their codes."""
         reading = await self._model.read_query(query)
-        return await asyncio.to_thread(met_share, reading.tokens, passages)
+        weights = rarity_weights(reading.ranks)
+        return await asyncio.to_thread(met_share, reading.tokens, weights, passages)
 
     def forget_texts(self) -> None:
         """Forgets the queries that were read lately."""

@@ -23,6 +23,8 @@ __all__ = ["OnnxEmbedder", "Reading"]
 
 # What the model was trained for (its sentence_bert_config.json); the tokenizer's file says 128.
 MAXIMUM_TOKENS = 256
+# The vocabulary numbers words by frequency from here, "the"; below are letters, digits and signs.
+_FIRST_WORD = 1996
 # Attention costs memory by batch and square of length, and one core gains nothing from more:
 # 256 took 15 % less CPU time than 512 and 28 % less than 1,024, and the least memory.
 _PADDED_TOKENS_PER_RUN = 256
@@ -41,10 +43,13 @@ class Reading:
         vector: the text's unit vector, shape [384].
         tokens: unit vectors of its tokens in order, without those that mark its ends, shape
             [count, 128].
+        ranks: of its tokens by frequency in the model's vocabulary, shape [count]; single
+            characters share the rank of the most frequent word, 1.
     """
 
     vector: NDArray[np.float32]
     tokens: NDArray[np.float32]
+    ranks: NDArray[np.int64]
 
 
 class OnnxEmbedder:
@@ -217,10 +222,12 @@ class OnnxEmbedder:
             ["embedding", "tokens"], {"input_ids": ids, "attention_mask": mask}
         )
         # Copied, since a view would keep the whole run's memory.
-        return [
-            Reading(vectors[row].copy(), tokens[row, 1 : len(encoding.ids) - 1].copy())
-            for row, encoding in enumerate(encodings)
-        ]
+        readings = []
+        for row, encoding in enumerate(encodings):
+            inner = slice(1, len(encoding.ids) - 1)
+            ranks = np.maximum(1, ids[row, inner] - _FIRST_WORD + 1)
+            readings.append(Reading(vectors[row].copy(), tokens[row, inner].copy(), ranks))
+        return readings
 
 
 def _batch_size(characters: int) -> int:

@@ -101,7 +101,12 @@ class RankingParameters:
         k1: saturation of term frequency in BM25 (Robertson & Zaragoza 2009).
         b: strength of BM25's length normalisation, 0..1. Both defaults are those that Anserini
             tuned for passages (Yang, Fang & Lin 2017).
-        reranker_weight: 0..1, of a reranker's score against relevance, where there is one.
+        reranker_weight: 0..1, of a reranker's score, where there is one.
+        reranked_vector_weight: 0..1, of max(0, cosine) beside a reranker's score; what is left to 1
+            is the weight of keyword_share ** reranked_keyword_exponent.
+        reranked_keyword_exponent: above 1, so that a third of a query's words counts less than a
+            third of all of them: few words in common are often those that everyone uses, and the
+            reranker knows more of such a passage.
         frequent_from: passages with a word from which it may be pruned; see migration 0011.
     """
 
@@ -109,7 +114,9 @@ class RankingParameters:
     k1: float = 0.9
     b: float = 0.4
     frequent_from: int = 5000
-    reranker_weight: float = 0.4
+    reranker_weight: float = 0.35
+    reranked_vector_weight: float = 0.25
+    reranked_keyword_exponent: float = 1.75
 
 
 @dataclass(frozen=True, slots=True)
