@@ -94,14 +94,17 @@ BEGIN
     WHERE w.world_id = p_world AND w.segmented_events <> v_done;
 END $$;
 
--- Runs as the owner, since nobody else writes segments. A world that grew by more at once, as a copy
--- or an import does, gets some of its segments now and others with each later event.
+-- Runs as the owner, since nobody else writes segments. A segment takes some 50 ms, so whoever records
+-- waits for two at most. A copy or an import gets those of its first 10,000 events when it is shown,
+-- the others as it goes on; until then their words are read from the postings.
 CREATE FUNCTION write_next_word_segments() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = knowledge_base, public, pg_temp
 AS $$
 BEGIN
-    PERFORM write_word_segments(NEW.world_id, 20);
+    PERFORM write_word_segments(
+        NEW.world_id, CASE WHEN OLD.hidden AND NOT NEW.hidden THEN 40 ELSE 2 END
+    );
     RETURN NULL;
 END $$;
 CREATE TRIGGER write_word_segments AFTER UPDATE OF event_count ON worlds FOR EACH ROW
