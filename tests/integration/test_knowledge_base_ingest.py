@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import grpc.aio
 import pytest
@@ -312,3 +313,35 @@ async def test_a_service_that_stops_midway_leaves_the_old_version(
         assert await found_texts(running) == ["The old version."]
         await ingest(running, [("a.md", LONG)])
         assert len(await found_texts(running)) == 60
+
+
+async def planned_for(running: RunningKnowledgeBase) -> float:
+    """Returns how many passages the planner takes there to be, -1 where it knows nothing."""
+    return float(
+        await running.database.fetch_value(
+            "SELECT reltuples FROM pg_class WHERE oid = 'knowledge_base.document_chunks'::regclass"
+        )
+    )
+
+
+async def test_the_planner_knows_at_once_how_much_was_ingested(
+    running: RunningKnowledgeBase,
+) -> None:
+    *_, last = await ingest(running, DOCUMENTS[:4])
+    assert await planned_for(running) == last.summary.chunks > 40
+
+
+async def test_an_ingest_does_not_wait_for_who_cleans_up_the_tables(
+    running: RunningKnowledgeBase, knowledge_base_database: str
+) -> None:
+    connection = await asyncpg.connect(knowledge_base_database)
+    try:
+        async with connection.transaction():
+            await connection.execute(
+                "LOCK TABLE knowledge_base.document_chunks IN SHARE UPDATE EXCLUSIVE MODE"
+            )
+            *_, last = await ingest(running, DOCUMENTS[:4])
+            assert last.summary.stored_documents == 4
+            assert await planned_for(running) != last.summary.chunks
+    finally:
+        await connection.close()

@@ -134,6 +134,10 @@ class IngestSession(Protocol):
         """Removes the documents whose path is not in `kept`; returns their paths in order."""
         ...
 
+    async def settle(self) -> None:
+        """Sees to it that searches are as fast with what is stored now as they can be."""
+        ...
+
     async def chunk_count(self) -> int:
         """Returns how many chunks the collection has."""
         ...

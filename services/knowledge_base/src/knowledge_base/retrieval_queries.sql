@@ -29,3 +29,6 @@ SELECT * FROM knowledge_base.known_passage_codes($1, $2, $3)
 
 -- name: keep_passage_codes
 SELECT knowledge_base.keep_passage_codes($1, $2, $3, $4)
+
+-- name: analyze_lore
+SELECT knowledge_base.analyze_lore()

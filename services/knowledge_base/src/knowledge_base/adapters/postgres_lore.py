@@ -292,6 +292,9 @@ class _PostgresIngestSession:
         rows = await self._fetch(QUERIES.remove_missing_documents, self._collection, list(kept))
         return [row["path"] for row in rows]
 
+    async def settle(self) -> None:
+        await self._fetch(RETRIEVAL_QUERIES.analyze_lore)
+
     async def chunk_count(self) -> int:
         return int((await self._fetch(QUERIES.chunk_count, self._collection))[0][0])
 
