@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
+import grpc
 import grpc.aio
 import pytest
 
@@ -18,6 +19,7 @@ from gpu_metrics.domain.readings import (
     ModelServerReading,
     Tier,
 )
+from gpu_metrics.servicers import fleet as fleet_methods
 from gpu_metrics.testing import CollectorForTest, collector_for_test
 from servicekit.testing import reason_of
 
@@ -151,6 +153,41 @@ async def test_history_of_an_unknown_gpu_is_not_found(collector: CollectorForTes
             timeout=30,
         )
     assert reason_of(refused.value) == "HISTORY_UNKNOWN"
+
+
+async def test_distributions_come_of_the_parts_that_were_asked_for(
+    collector: CollectorForTest,
+) -> None:
+    await report(collector, report_of("i-1"))
+    scopes = [
+        gpu_metrics_pb2.DISTRIBUTION_SCOPE_FLEET,
+        gpu_metrics_pb2.DISTRIBUTION_SCOPE_HOST,
+    ]
+    request = gpu_metrics_pb2.GetFleetRequest(
+        include_distributions=True, distribution_scopes=scopes
+    )
+    answer = await collector.fleet.GetFleet(request, timeout=30)
+    assert {each.WhichOneof("scope") for each in answer.distributions} == {None, "host_id"}
+    request.distribution_scopes.append(gpu_metrics_pb2.DISTRIBUTION_SCOPE_UNSPECIFIED)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collector.fleet.GetFleet(request, timeout=30)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_distributions_that_a_client_could_not_read_are_refused_with_what_to_do(
+    collector: CollectorForTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await report(collector, report_of("i-1"))
+    request = gpu_metrics_pb2.GetFleetRequest(include_distributions=True)
+    answer = await collector.fleet.GetFleet(request, timeout=30)
+    # A fleet of thousands of hosts takes long to make up.
+    monkeypatch.setattr(fleet_methods, "_MAXIMUM_ANSWER_BYTES", answer.ByteSize() - 200)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await collector.fleet.GetFleet(request, timeout=30)
+    assert reason_of(refused.value) == "FLEET_TOO_LARGE"
+    assert "distribution_scopes" in str(refused.value.details())
+    request.distribution_scopes.append(gpu_metrics_pb2.DISTRIBUTION_SCOPE_FLEET)
+    assert (await collector.fleet.GetFleet(request, timeout=30)).distributions
 
 
 async def test_the_fleet_comes_with_distributions_when_asked(collector: CollectorForTest) -> None:

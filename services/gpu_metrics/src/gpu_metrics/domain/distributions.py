@@ -4,8 +4,9 @@ Only fresh readings count. What is stale or missing is in `expected` and nowhere
 neither raise nor lower a percentile; a figure that a device does not offer is not expected of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from gpu_metrics.domain.aggregate import attribute_gpus
 from gpu_metrics.domain.history import GPU_METRICS, SERVER_METRICS, History, Subject
@@ -22,9 +23,18 @@ from gpu_metrics.domain.readings import (
 )
 from gpu_metrics.domain.samples import FleetMetric
 
-__all__ = ["DistributionRun", "PartOfFleet", "ScopedDistribution"]
+__all__ = ["DistributionRun", "DistributionScope", "PartOfFleet", "ScopedDistribution"]
 
 _WINDOW_SECONDS = 60
+
+
+class DistributionScope(Enum):
+    """What kind of part of the fleet; the numbers are those of the protocol."""
+
+    FLEET = 1
+    TIER = 2
+    HOST = 3
+    SERVER = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +44,15 @@ class PartOfFleet:
     host_id: str = ""
     server_id: str = ""
     tier: Tier | None = None
+
+    @property
+    def scope(self) -> DistributionScope:
+        """Return what kind of part it is."""
+        if self.host_id:
+            return DistributionScope.HOST
+        if self.server_id:
+            return DistributionScope.SERVER
+        return DistributionScope.FLEET if self.tier is None else DistributionScope.TIER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +81,19 @@ class DistributionRun:
     """Gathers the distributions host by host, so that others run in between.
 
     `now` is on the clock of `HostState.received_at`, `second` in seconds since 1970. Of a figure
-    without history the newest reading is its one sample.
+    without history the newest reading is its one sample. Without `scopes` all parts are gathered.
     """
 
-    def __init__(self, history: History | None, *, now: float, second: int) -> None:
+    def __init__(
+        self,
+        history: History | None,
+        *,
+        now: float,
+        second: int,
+        scopes: Collection[DistributionScope] = (),
+    ) -> None:
         self._history = history
+        self._scopes = frozenset(scopes or DistributionScope)
         self._now = now
         self._second = second
         self._gathered: dict[tuple[PartOfFleet, FleetMetric], _Gathered] = {}
@@ -124,6 +151,8 @@ class DistributionRun:
             histogram = self._samples(subject, metric) or LogHistogram.of((reading,))
         age = max(0.0, self._now - state.received_at)
         for part in parts:
+            if part.scope not in self._scopes:
+                continue
             gathered = self._gathered.setdefault((part, metric), _Gathered())
             gathered.expected += 1
             if histogram is not None:

@@ -7,18 +7,37 @@ from typing import Any
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gpu_metrics import wire
 from gpu_metrics.domain.aggregate import TierAggregate
-from gpu_metrics.domain.distributions import DistributionRun
+from gpu_metrics.domain.distributions import DistributionRun, DistributionScope
 from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.readings import Tier
 from gpu_metrics.feed import FleetFeed, FleetUpdate
 from gpu_metrics.pages import page_of_servers
 from gpu_metrics.wire.distributions import distribution_message
 from servicekit.clock import Clock
+from servicekit.errors import FailedPrecondition
 
-__all__ = ["FleetMethods", "HostMessages"]
+__all__ = ["FleetMethods", "FleetTooLarge", "HostMessages"]
 
 _DEFAULT_PAGE_SIZE = 100
 _DEFAULT_INTERVAL_SECONDS = 1.0
+_MAXIMUM_ANSWER_BYTES = 4 * 2**20
+"""What a gRPC client reads if it is not told otherwise (GRPC_DEFAULT_MAX_RECV_MESSAGE_LENGTH)."""
+
+
+class FleetTooLarge(FailedPrecondition):
+    """The distributions asked for do not fit into an answer."""
+
+    reason = "FLEET_TOO_LARGE"
+
+
+def _check_is_readable(response: gpu_metrics_pb2.GetFleetResponse) -> None:
+    size = response.ByteSize()
+    if size > _MAXIMUM_ANSWER_BYTES:
+        raise FleetTooLarge(
+            f"the answer would have {size} bytes, more than {_MAXIMUM_ANSWER_BYTES}; ask for the "
+            "distributions of fewer parts (distribution_scopes), or for one tier at a time (tiers)",
+            metadata={"bytes": str(size), "maximum_bytes": str(_MAXIMUM_ANSWER_BYTES)},
+        )
 
 
 class HostMessages:
@@ -62,12 +81,14 @@ class FleetMethods(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
                 self._feed.history,
                 now=self._clock.monotonic(),
                 second=int(fleet.time.timestamp()),
+                scopes=[DistributionScope(scope) for scope in request.distribution_scopes],
             )
             for state in fleet.hosts:
                 run.take(state)
                 # Each host takes a millisecond; reports come in between.
                 await asyncio.sleep(0)
             response.distributions.extend(map(distribution_message, run.distributions()))
+            _check_is_readable(response)
         return response
 
     async def WatchFleet(  # noqa: N802  # the method's name in the protocol
