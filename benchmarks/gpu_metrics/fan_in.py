@@ -2,10 +2,12 @@
 
     .venv/bin/python benchmarks/gpu_metrics/fan_in.py [--rounds 5] [--seconds 10]
 
-Two figures. In process: GPU samples per second and core, in reports of 8 GPUs, parsed and taken in
-by view and history, beside the limit that parsing alone sets; both in turn, the best of the
-rounds. Through gRPC: processor time of a collector process to which 100 hosts with 8 GPUs report
-once a second what they sampled ten times a second, as a share of one core.
+A GPU sample is all six figures of one GPU at one moment. In process: GPU samples per second and
+core, parsed and taken in by view and history, beside the limit that parsing alone sets; both in
+turn, the best of the rounds. Once in reports of one sample of each of 8 GPUs, and once as agents
+send them, in reports of a second that hold ten samples of each GPU in a block. Through gRPC:
+processor time of a collector process to which 100 hosts with 8 GPUs report once a second what they
+sampled ten times a second, as a share of one core.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ from gpu_metrics.domain.readings import GpuReading, Host, HostReport, MissingRea
 from gpu_metrics.domain.samples import FleetMetric, SampleSeries
 from gpu_metrics.feed import FleetFeed
 from servicekit.channels import open_channel
-from servicekit.clock import SystemClock
 from servicekit.telemetry import Telemetry
 
 GPUS_PER_HOST = 8
@@ -97,49 +98,78 @@ def _series(sequence: int) -> tuple[SampleSeries, ...]:
     )
 
 
-def _empty_feed(started: datetime) -> FleetFeed:
-    history = History(
-        HistoryLengths(), maximum_bytes=8 * 10**9, started=int(started.timestamp()) - 10
-    )
+class _ClockOfReports:
+    """Tells the time at which the report at hand was taken."""
+
+    def __init__(self, started: datetime) -> None:
+        self._started = self.time = started
+
+    def now(self) -> datetime:
+        return self.time
+
+    def monotonic(self) -> float:
+        return (self.time - self._started).total_seconds()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def _empty_feed(clock: _ClockOfReports) -> FleetFeed:
+    started = int(clock.now().timestamp()) - 10
+    history = History(HistoryLengths(), maximum_bytes=8 * 10**9, started=started)
     return FleetFeed(
         FleetView(FleetPolicy(), history),
-        clock=SystemClock(),
+        clock=clock,
         telemetry=Telemetry("benchmark"),
         epoch="benchmark",
         history=history,
     )
 
 
-def in_process(rounds: int) -> tuple[float, float]:
-    """Return GPU samples per second of parsing alone and of taking in, the best of the rounds."""
+def _message(host: int, sequence: int, seconds: float, started: datetime, *, block: bool) -> bytes:
+    report = _report(
+        host, sequence, started + timedelta(seconds=seconds), 10**12 + round(seconds * 1e6)
+    )
+    if block:
+        report = replace(report, series=_series(sequence))
+    return wire.report_message(report).SerializeToString()
+
+
+def in_process(rounds: int, *, block: bool) -> tuple[float, float]:
+    """Return GPU samples per second of parsing alone and of taking in, the best of the rounds.
+
+    Without `block` each host reports twenty times a second. With it, it does once a second, for so
+    long that the history's longer cells are made too.
+    """
     now = datetime.now(UTC)
-    messages = [
-        wire.report_message(
-            # Twenty reports of each host in a second, so that many belong to the same moment.
-            _report(host, turn + 1, now + timedelta(seconds=turn / 20), 10**12 + turn * 50_000)
-        ).SerializeToString()
-        for turn in range(60)
-        for host in range(HOSTS)
+    hosts, rate, seconds, uncounted = (20, 1, 200, 80) if block else (HOSTS, 20, 3, 1)
+    taken = [
+        ((turn + host / hosts) / rate, host, turn + 1)
+        for turn in range(rate * seconds)
+        for host in range(hosts)
     ]
-    # The first second makes each host's rings, once; it is not counted.
-    joining, counted = messages[: 20 * HOSTS], messages[20 * HOSTS :]
+    messages = [_message(host, turn, at, now, block=block) for at, host, turn in taken]
+    times = [now + timedelta(seconds=at) for at, _, _ in taken]
+    # What makes each host's rings, once, is not counted.
+    joining = rate * hosts * uncounted
     parse = gpu_metrics_pb2.StreamReportsRequest.FromString
     best_parse = best_take = float("inf")
     for _ in range(rounds):
-        feed = _empty_feed(now)
-        for message in joining:
+        clock = _ClockOfReports(now)
+        feed = _empty_feed(clock)
+        for clock.time, message in zip(times[:joining], messages, strict=False):
             feed.apply(wire.lazy_report_from_message(parse(message)))
         started = time.process_time()
-        for message in counted:
+        for message in messages[joining:]:
             parse(message)
         best_parse = min(best_parse, time.process_time() - started)
         started = time.process_time()
-        for message in counted:
+        for clock.time, message in zip(times[joining:], messages[joining:], strict=True):
             feed.apply(wire.lazy_report_from_message(parse(message)))
         if feed.history is not None:
             feed.history.flush()
         best_take = min(best_take, time.process_time() - started)
-    samples = len(counted) * GPUS_PER_HOST
+    samples = len(messages[joining:]) * GPUS_PER_HOST * (SAMPLES_PER_SECOND if block else 1)
     return samples / best_parse, samples / best_take
 
 
@@ -225,11 +255,13 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    parse_only, taken_in = in_process(arguments.rounds)
-    print(f"in process, reports of {GPUS_PER_HOST} GPUs, one core:")
-    print(f"  parsed alone             {parse_only:>12,.0f} GPU samples/s")
-    print(f"  parsed and taken in      {taken_in:>12,.0f} GPU samples/s")
-    print(f"  wanted                   {WANTED_SAMPLES_PER_SECOND:>12,} GPU samples/s")
+    for block in (False, True):
+        parse_only, taken_in = in_process(arguments.rounds, block=block)
+        each = f"{SAMPLES_PER_SECOND} samples" if block else "one sample"
+        print(f"in process, reports of {GPUS_PER_HOST} GPUs with {each} of each, one core:")
+        print(f"  parsed alone             {parse_only:>12,.0f} GPU samples/s")
+        print(f"  parsed and taken in      {taken_in:>12,.0f} GPU samples/s")
+        print(f"  wanted                   {WANTED_SAMPLES_PER_SECOND:>12,} GPU samples/s")
 
     with tempfile.TemporaryDirectory() as directory:
         share, samples, memory = asyncio.run(through_grpc(arguments.seconds, Path(directory)))

@@ -16,7 +16,7 @@ from gpu_metrics.domain.history import GPU_METRICS, History
 from gpu_metrics.domain.history_ring import HistoryLengths
 from gpu_metrics.domain.host_ingest import SampleFate
 from gpu_metrics.domain.readings import GpuReading, HostReport
-from gpu_metrics.domain.samples import FleetMetric, PackedSeries, SampleSeries, blocks_of
+from gpu_metrics.domain.samples import FleetMetric, SampleSeries, packed
 from servicekit.errors import InvalidRequest
 
 from .builders import NOON, make_report
@@ -103,22 +103,22 @@ def reports(draw: st.DrawFn, sequence: int) -> HostReport:
 
 @given(runs_of_reports())
 def test_blocks_count_as_the_same_samples_do_figure_by_figure(told: list[HostReport]) -> None:
-    one_by_one, packed = Collector(), Collector()
+    one_by_one, in_blocks = Collector(), Collector()
     for number, report in enumerate(told):
         now, arrived = float(number), NOON + timedelta(seconds=number)
         one_by_one.view.apply(report, now, arrived)
-        blocks = PackedSeries(tuple(blocks_of(report.series)))
-        packed.view.apply(replace(report, series=blocks), now, arrived)
-    assert packed.fates == one_by_one.fates
-    assert packed.cells == one_by_one.cells
+        in_blocks.view.apply(replace(report, series=packed(report.series)), now, arrived)
+    assert in_blocks.fates == one_by_one.fates
+    assert in_blocks.cells == one_by_one.cells
 
 
 def test_figures_of_the_same_moments_are_sent_as_one_block() -> None:
     shared = series_of((9, 3), 1, [(0, GPU_METRICS[0]), (1, GPU_METRICS[3])])
     apart = series_of((8,), 1, [(0, GPU_METRICS[5])])
-    report = replace(make_report("i-1", 1, gpus=GPUS), series=(*shared, *apart))
+    report = replace(make_report("i-1", 1, gpus=GPUS), series=(*apart, *shared))
     message = wire.report_message(report)
-    assert [len(block.metrics) for block in message.sample_blocks] == [2, 1]
+    assert [len(block.metrics) for block in message.sample_blocks] == [2]
+    assert len(message.series) == 1
     assert tuple(wire.lazy_report_from_message(message).series) == report.series
 
 
@@ -136,22 +136,6 @@ def test_a_block_weighs_less_than_its_figures_apart() -> None:
         for each in shared
     ]
     assert report.sample_blocks[0].ByteSize() < 0.5 * sum(each.ByteSize() for each in apart)
-
-
-def test_the_older_form_is_taken_alone_and_beside_blocks() -> None:
-    message = wire.report_message(
-        replace(make_report("i-1", 1), series=series_of((5,), 7, [(0, GPU_METRICS[0])]))
-    )
-    metric = samples_pb2.FLEET_METRIC_GPU_POWER_MILLIWATTS
-    message.series.add(gpu_index=1, metric=metric, offset_microseconds=[4], values=[3])
-    both = (
-        SampleSeries(1, FleetMetric.GPU_POWER_MILLIWATTS, (4,), (3,)),
-        SampleSeries(0, GPU_METRICS[0], (5,), (7,)),
-    )
-    assert wire.lazy_report_from_message(message).series == both
-    assert wire.report_from_message(message).series == both
-    del message.sample_blocks[:]
-    assert wire.lazy_report_from_message(message).series == both[:1]
 
 
 @pytest.mark.parametrize(

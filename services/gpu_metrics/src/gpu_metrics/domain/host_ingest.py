@@ -6,7 +6,7 @@ still fill the hole they left; reports and samples that were there before are du
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
@@ -198,14 +198,12 @@ class HostIngest:
                 received=received,
                 correction=correction,
             )
-            one_by_one: Iterable[SampleSeries] = report.series
+            one_by_one = report.series
             if isinstance(report.series, PackedSeries):
-                dropping = [
-                    each
-                    for each in report.series.blocks
-                    if not self._accept_block(each, placing, blocks)
-                ]
-                one_by_one = (each for block in dropping for each in block.series())
+                one_by_one = list(report.series.alone)
+                for block in report.series.blocks:
+                    if not self._accept_block(block, placing, blocks):
+                        one_by_one += block.series()
             for each in one_by_one:
                 accepted = self._accept_series(each, placing, fates)
                 if accepted is not None:

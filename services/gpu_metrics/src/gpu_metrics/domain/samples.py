@@ -12,8 +12,9 @@ __all__ = [
     "PackedSeries",
     "SampleBlock",
     "SampleSeries",
-    "blocks_of",
     "column_of",
+    "figure_of",
+    "packed",
     "sample_count",
 ]
 
@@ -53,6 +54,11 @@ def column_of(gpu_index: int, metric: int) -> int:
     return gpu_index << _METRIC_BITS | metric
 
 
+def figure_of(column: int) -> tuple[int, int]:
+    """Return the GPU's position and the figure that a number of `column_of` stands for."""
+    return column >> _METRIC_BITS, column & (1 << _METRIC_BITS) - 1
+
+
 class SampleBlock(NamedTuple):
     """Figures that were sampled at the same moments.
 
@@ -68,41 +74,34 @@ class SampleBlock(NamedTuple):
         """Yield the columns one by one."""
         length = len(self.offset_microseconds)
         for place, column in enumerate(self.columns):
+            gpu_index, metric = figure_of(column)
             yield SampleSeries(
-                gpu_index=column >> _METRIC_BITS,
-                metric=FleetMetric(column & (1 << _METRIC_BITS) - 1),
+                gpu_index=gpu_index,
+                metric=FleetMetric(metric),
                 offset_microseconds=self.offset_microseconds,
                 values=self.values[place * length : (place + 1) * length],
             )
 
 
-def blocks_of(series: Iterable[SampleSeries]) -> list[SampleBlock]:
-    """Return the same samples with those of the same moments together."""
-    shared: dict[tuple[int, ...], list[SampleSeries]] = {}
-    for each in series:
-        shared.setdefault(each.offset_microseconds, []).append(each)
-    return [
-        SampleBlock(
-            offsets,
-            tuple([column_of(each.gpu_index, each.metric) for each in together]),
-            tuple([value for each in together for value in each.values]),
-        )
-        for offsets, together in shared.items()
-    ]
-
-
 class PackedSeries(Sequence[SampleSeries]):
-    """Samples in blocks, which become series once somebody asks for one."""
+    """Samples of which those of the same moments are in blocks, and others alone.
 
-    __slots__ = ("_series", "blocks")
+    Blocks become series once somebody asks for one.
+    """
 
-    def __init__(self, blocks: tuple[SampleBlock, ...]) -> None:
+    __slots__ = ("_series", "alone", "blocks")
+
+    def __init__(
+        self, blocks: tuple[SampleBlock, ...], alone: tuple[SampleSeries, ...] = ()
+    ) -> None:
         self.blocks = blocks
+        self.alone = alone
         self._series: tuple[SampleSeries, ...] | None = None
 
     def _unpacked(self) -> tuple[SampleSeries, ...]:
         if self._series is None:
-            self._series = tuple([each for block in self.blocks for each in block.series()])
+            of_blocks = [each for block in self.blocks for each in block.series()]
+            self._series = (*self.alone, *of_blocks)
         return self._series
 
     @overload
@@ -115,14 +114,35 @@ class PackedSeries(Sequence[SampleSeries]):
         return self._unpacked()[index]
 
     def __len__(self) -> int:
-        return sum([len(block.columns) for block in self.blocks])
+        return len(self.alone) + sum([len(block.columns) for block in self.blocks])
+
+
+def packed(series: Iterable[SampleSeries]) -> PackedSeries:
+    """Return the same samples with those of the same moments together."""
+    sharing: dict[tuple[int, ...], list[SampleSeries]] = {}
+    for each in series:
+        sharing.setdefault(each.offset_microseconds, []).append(each)
+    blocks = [
+        SampleBlock(
+            offsets,
+            tuple([column_of(each.gpu_index, each.metric) for each in together]),
+            tuple([value for each in together for value in each.values]),
+        )
+        for offsets, together in sharing.items()
+        if len(together) > 1
+    ]
+    # A block of one figure would be larger than the figure alone.
+    alone = [together[0] for together in sharing.values() if len(together) == 1]
+    return PackedSeries(tuple(blocks), tuple(alone))
 
 
 def sample_count(series: Sequence[SampleSeries]) -> int:
     """Return how many samples all of them hold."""
+    count = 0
     if isinstance(series, PackedSeries):
-        return sum([len(block.values) for block in series.blocks])
-    return sum([len(each.values) for each in series])
+        count = sum([len(block.values) for block in series.blocks])
+        series = series.alone
+    return count + sum([len(each.values) for each in series])
 
 
 @dataclass(frozen=True, slots=True)

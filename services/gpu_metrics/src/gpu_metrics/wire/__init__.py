@@ -25,10 +25,10 @@ from gpu_metrics.wire.readings import (
     server_message,
 )
 from gpu_metrics.wire.samples import (
-    all_series_from_message,
-    block_messages,
     cost_from_message,
     cost_message,
+    packed_series_from_message,
+    put_series,
 )
 
 __all__ = [
@@ -65,7 +65,7 @@ def report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostRe
         servers=tuple(server_from_message(server) for server in message.servers),
         leaving=message.leaving,
         monotonic_microseconds=message.monotonic_microseconds,
-        series=all_series_from_message(message),
+        series=tuple(packed_series_from_message(message)),
         events=tuple(event_from_message(event) for event in message.events),
         journal_id=message.journal_id,
         events_only=message.events_only,
@@ -80,7 +80,7 @@ def report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostRe
 
 def report_message(report: HostReport) -> gpu_metrics_pb2.StreamReportsRequest:
     """Return a report as an agent sends it."""
-    return gpu_metrics_pb2.StreamReportsRequest(
+    message = gpu_metrics_pb2.StreamReportsRequest(
         host=host_message(report.host),
         boot_id=report.boot_id,
         sequence=report.sequence,
@@ -89,7 +89,6 @@ def report_message(report: HostReport) -> gpu_metrics_pb2.StreamReportsRequest:
         servers=[server_message(server) for server in report.servers],
         leaving=report.leaving,
         monotonic_microseconds=report.monotonic_microseconds,
-        sample_blocks=block_messages(report.series),
         events=[event_message(event) for event in report.events],
         journal_id=report.journal_id,
         events_only=report.events_only,
@@ -98,6 +97,8 @@ def report_message(report: HostReport) -> gpu_metrics_pb2.StreamReportsRequest:
         oldest_event_sequence=report.oldest_event_sequence,
         collectors_before=report.collectors_before,
     )
+    put_series(message, report.series)
+    return message
 
 
 def gpu_messages(gpus: Sequence[GpuReading]) -> Iterable[fleet_pb2.GpuSample]:

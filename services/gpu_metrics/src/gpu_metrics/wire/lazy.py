@@ -30,11 +30,7 @@ from gpu_metrics.wire.readings import (
     reason_from_message,
     server_from_message,
 )
-from gpu_metrics.wire.samples import (
-    all_series_from_message,
-    cost_from_message,
-    packed_series_from_message,
-)
+from gpu_metrics.wire.samples import cost_from_message, packed_series_from_message
 
 __all__ = ["LazyGpus", "LazySequence", "lazy_report_from_message"]
 
@@ -187,10 +183,7 @@ def lazy_report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> H
     if message.servers:
         servers = tuple(map(server_from_message, message.servers))
     series: Sequence[SampleSeries] = ()
-    if message.series:
-        # As agents sent it once; whoever sends both forms gets no quicker one.
-        series = all_series_from_message(message)
-    elif message.sample_blocks:
+    if message.sample_blocks or message.series:
         series = packed_series_from_message(message)
     return HostReport(
         host=_host_of(message.host.SerializeToString()),

@@ -12,19 +12,18 @@ from gpu_metrics.domain.samples import (
     PackedSeries,
     SampleBlock,
     SampleSeries,
-    blocks_of,
     column_of,
+    figure_of,
+    packed,
 )
 from servicekit.errors import FieldViolation, InvalidRequest
 
 __all__ = [
     "InvalidSampleBlock",
-    "all_series_from_message",
-    "block_messages",
     "cost_from_message",
     "cost_message",
     "packed_series_from_message",
-    "series_from_message",
+    "put_series",
 ]
 
 _MOST_GPUS = 64
@@ -41,7 +40,7 @@ class InvalidSampleBlock(InvalidRequest):
 _METRICS = {metric.value: metric for metric in FleetMetric}
 
 
-def series_from_message(message: samples_pb2.SampleSeries) -> SampleSeries:
+def _series_from_message(message: samples_pb2.SampleSeries) -> SampleSeries:
     """Return the samples of one figure of one GPU, as long as the shorter of the two lists."""
     offsets, values = tuple(message.offset_microseconds), tuple(message.values)
     if len(offsets) != len(values):
@@ -86,29 +85,40 @@ def _block_from_message(message: samples_pb2.SampleBlock) -> SampleBlock:
     return SampleBlock(offsets, columns, values)
 
 
-def block_messages(series: Iterable[SampleSeries]) -> list[samples_pb2.SampleBlock]:
-    """Return samples as an agent sends them."""
-    return [
-        samples_pb2.SampleBlock(
-            offset_microseconds=block.offset_microseconds,
-            gpu_indexes=[each.gpu_index for each in block.series()],
-            metrics=[samples_pb2.FleetMetric.ValueType(each.metric) for each in block.series()],
-            values=block.values,
-        )
-        for block in blocks_of(series)
-    ]
+def _block_message(block: SampleBlock) -> samples_pb2.SampleBlock:
+    figures = [figure_of(column) for column in block.columns]
+    return samples_pb2.SampleBlock(
+        offset_microseconds=block.offset_microseconds,
+        gpu_indexes=[gpu_index for gpu_index, _ in figures],
+        metrics=[samples_pb2.FleetMetric.ValueType(metric) for _, metric in figures],
+        values=block.values,
+    )
+
+
+def put_series(
+    message: gpu_metrics_pb2.StreamReportsRequest, series: Iterable[SampleSeries]
+) -> None:
+    """Add samples to a report as an agent sends them, those of the same moments together."""
+    in_blocks = packed(series)
+    message.series.extend(map(_series_message, in_blocks.alone))
+    message.sample_blocks.extend(map(_block_message, in_blocks.blocks))
+
+
+def _series_message(series: SampleSeries) -> samples_pb2.SampleSeries:
+    return samples_pb2.SampleSeries(
+        gpu_index=series.gpu_index,
+        metric=samples_pb2.FleetMetric.ValueType(series.metric.value),
+        offset_microseconds=series.offset_microseconds,
+        values=series.values,
+    )
 
 
 def packed_series_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> PackedSeries:
-    """Return the samples of a report's blocks. Raises `InvalidSampleBlock`."""
-    return PackedSeries(tuple(map(_block_from_message, message.sample_blocks)))
-
-
-def all_series_from_message(
-    message: gpu_metrics_pb2.StreamReportsRequest,
-) -> tuple[SampleSeries, ...]:
-    """Return a report's samples, of both forms. Raises `InvalidSampleBlock`."""
-    return (*map(series_from_message, message.series), *packed_series_from_message(message))
+    """Return a report's samples as they came. Raises `InvalidSampleBlock`."""
+    return PackedSeries(
+        tuple(map(_block_from_message, message.sample_blocks)),
+        tuple(map(_series_from_message, message.series)),
+    )
 
 
 def cost_from_message(message: samples_pb2.AgentCost) -> AgentCost:
