@@ -21,7 +21,7 @@ from gpu_metrics.domain.fleet import FleetPolicy, FleetView
 from gpu_metrics.domain.readings import GpuReading, Tier
 from gpu_metrics.domain.samples import FleetMetric, SampleSeries
 from gpu_metrics.domain.tier_samples import GpuFigure, TierDistribution, TierSamples
-from gpu_metrics.ports import Publication
+from gpu_metrics.ports import MetricBatch, Publication
 
 from .builders import NOON, make_histogram, make_report, make_server
 
@@ -184,7 +184,7 @@ def test_100_gpus_in_three_tiers_cost_at_most_20_dollars_a_month() -> None:
     names: set[tuple[str, str]] = set()
     requests = []
     for minute in range(3):
-        batches = []
+        batches: list[MetricBatch] = []
         # Two collectors; the hosts count at the first of them.
         for before in range(2):
             view, samples = fleet_of_100_gpus(minute, collectors_before=before)
