@@ -23,7 +23,7 @@ from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 TIMEOUT_SECONDS = 30
-EVENTS = 1_010
+EVENTS = 1_260
 SEGMENT = 250
 BLOCK = 10
 DIMENSIONS = 384
@@ -43,7 +43,7 @@ FROM knowledge_base.{}(
 
 @dataclass(frozen=True, slots=True)
 class LongWorld:
-    """A world of four segments and some events more, recorded as a game does."""
+    """A world of five segments and some events more, recorded as a game does."""
 
     world_id: uuid.UUID
     running: RunningKnowledgeBase
@@ -127,7 +127,9 @@ def asked(rng: random.Random, seed: int) -> list[Any]:
 
 
 async def recalled(world: LongWorld, function: str, arguments: list[Any]) -> list[Any]:
-    return await world.running.database.fetch(RECALL.format(function), world.world_id, *arguments)
+    """The answer; of scores that are equal but for the order of summing, the later event first."""
+    rows = await world.running.database.fetch(RECALL.format(function), world.world_id, *arguments)
+    return sorted(rows, key=lambda row: (-round(row["score"], 12), -row["sequence"]))
 
 
 async def test_segments_and_blocks_are_written_as_a_world_grows(long_world: LongWorld) -> None:

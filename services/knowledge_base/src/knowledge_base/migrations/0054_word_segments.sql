@@ -19,6 +19,11 @@ CREATE FUNCTION segment_events() RETURNS integer
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN 250;
 
+-- From how many events on a world has segments. In smaller ones grouping postings takes no longer.
+CREATE FUNCTION segmented_from() RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN 1000;
+
 CREATE TABLE story_event_words (
     world_id uuid NOT NULL REFERENCES worlds,
     term text COLLATE "C" NOT NULL,
@@ -56,6 +61,7 @@ CREATE FUNCTION write_word_segments(p_world uuid, p_limit integer) RETURNS void
 LANGUAGE plpgsql
 SET search_path = knowledge_base, public, pg_temp
 SET enable_seqscan = off
+SET enable_sort = off
 AS $$
 DECLARE
     v_weighing double precision[] := word_weighing();
@@ -70,8 +76,9 @@ BEGIN
             p_world, f.term, v_done / segment_events(), count(*) FILTER (WHERE f.own > 0),
             (
                 '{' || string_agg(
-                    (f.sequence - v_done) || ':' || (f.frequency / (f.frequency + v_weighing[1]))::real,
-                    ',' ORDER BY f.sequence
+                    (f.sequence - v_done) || ':'
+                        || (f.frequency / (f.frequency + v_weighing[1]))::real,
+                    ','
                 ) || '}/' || segment_events()
             )::sparsevec
         FROM (
@@ -94,9 +101,10 @@ BEGIN
     WHERE w.world_id = p_world AND w.segmented_events <> v_done;
 END $$;
 
--- Runs as the owner, since nobody else writes segments. A segment takes some 50 ms, so whoever records
--- waits for two at most. A copy or an import gets those of its first 10,000 events when it is shown,
--- the others as it goes on; until then their words are read from the postings.
+-- Runs as the owner, since nobody else writes segments. A segment takes some 50 ms, so whoever
+-- records waits for two at most, also while a world catches up. A copy or an import gets those of its
+-- first 10,000 events when it is shown, the others as it goes on; until then their words are read
+-- from the postings.
 CREATE FUNCTION write_next_word_segments() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = knowledge_base, public, pg_temp
@@ -108,14 +116,17 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER write_word_segments AFTER UPDATE OF event_count ON worlds FOR EACH ROW
-    WHEN (NEW.event_count > NEW.segmented_events + 250)
+    WHEN (
+        NEW.event_count > NEW.segmented_events + segment_events()
+        AND NEW.event_count >= segmented_from()
+    )
     EXECUTE FUNCTION write_next_word_segments();
 
 DO $$
 DECLARE
     v_world uuid;
 BEGIN
-    FOR v_world IN SELECT w.world_id FROM worlds w WHERE w.event_count > 250 LOOP
+    FOR v_world IN SELECT w.world_id FROM worlds w WHERE w.event_count >= segmented_from() LOOP
         PERFORM write_word_segments(v_world, 1000000);
     END LOOP;
 END $$;
