@@ -52,7 +52,7 @@ _NEWEST = 4 * _TAKEN_AT_ONCE
 _GIVING_WAY = 2 * _TAKEN_AT_ONCE
 """How many give way at a time, so that who has most waiting is not found out for every call."""
 
-_MAXIMUM_REFUSALS = 64
+_MAXIMUM_REFUSALS = 32
 """How many refusals may be under way; what is to be refused beyond is dropped without a word."""
 
 _STATUS_SECONDS = 5.0

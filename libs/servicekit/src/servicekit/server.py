@@ -348,7 +348,7 @@ def _bind(
 
 def _server_options(settings: ServerSettings) -> list[tuple[str, int]]:
     longest_stream_milliseconds = round(DEADLINE_SECONDS[DeadlineClass.STREAM] * 1000)
-    pending = max(STREAMS_PER_CONNECTION, settings.maximum_calls // 4)
+    pending = max(STREAMS_PER_CONNECTION, settings.maximum_calls // 3)
     return [
         ("grpc.max_receive_message_length", MAXIMUM_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAXIMUM_METADATA_BYTES),
