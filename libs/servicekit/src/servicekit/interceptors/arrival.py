@@ -26,8 +26,8 @@ their headers before the first message."""
 class ArrivalInterceptor:
     """Lets a call through once its first request message is there, and keeps it for the handler.
 
-    Nearly all come with it, as `EagerServer` waited. The few that gRPC's own loop took wait here: it
-    sets no limit, holds some 50 kB for each until the connection ends, and forgets calls whose
+    Nearly all come with it, as `EagerServer` waited. The few that gRPC's own loop took wait here:
+    it sets no limit, holds some 50 kB for each until the connection ends, and forgets calls whose
     caller ends its side without a message. Here they are refused after ten seconds, and of too many
     the one that waits longest gives way.
     """
