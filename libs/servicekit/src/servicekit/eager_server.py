@@ -38,18 +38,18 @@ log = structlog.get_logger(__name__)
 ARRIVAL_SECONDS = 10.0
 """How long a first message may take: the largest, 1 MiB, over 1 Mbit/s takes 8.4 s."""
 
-MAXIMUM_WAITING = 128
-"""How many calls may wait for their first message: whoever opens 100 streams at once sends all
-their headers before the first message. Each costs some 20 kB."""
+MAXIMUM_WAITING = 64
+"""How many calls may wait for their first message, at some 15 kB each. Clients that work send it
+with the headers or right behind them."""
 
 _TAKEN_AT_ONCE = 16
 """How many calls are asked for at a time, and so the most that begin in one turn of the event
 loop."""
 
-_NEWEST = 4 * _TAKEN_AT_ONCE
+_NEWEST = 2 * _TAKEN_AT_ONCE
 """Calls that do not give way, as what was sent with their headers may be on its way to us."""
 
-_GIVING_WAY = 2 * _TAKEN_AT_ONCE
+_GIVING_WAY = _TAKEN_AT_ONCE
 """How many give way at a time, so that who has most waiting is not found out for every call."""
 
 _MAXIMUM_REFUSALS = 32
