@@ -44,7 +44,7 @@ SETTLE_SECONDS = 6.0
 RECOVERY_SECONDS = 5.0
 MEASURE_SECONDS = 6.0
 # So many that an answer costs far more than a refusal. With 300 hosts refusals take a larger part
-# of the fifth of a core: 70 % of what it carries is answered on an idle machine, less on a busy one.
+# of the fifth of a core: 70 % of what it carries is answered when the machine is idle, else less.
 HOSTS = 600
 SERVERS_PER_HOST = 4
 HOSTS_PER_CHANNEL = 50
