@@ -50,6 +50,7 @@ def draw(path: Path, growths: Sequence[Growth], comparisons: Sequence[Comparison
     names = [f"{item.what}\n{item.rival}" for item in searches]
     bars = right.barh(names, [item.ratio for item in searches], color="#5a7fa8")
     right.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    right.margins(x=0.08)  # room for the figures at the bars
     right.axvline(1.0, color="black", linewidth=0.8)
     right.invert_yaxis()
     right.tick_params(axis="y", labelsize=7)
