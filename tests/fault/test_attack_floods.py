@@ -231,7 +231,7 @@ class Flood:
     """An attack on an address, and the most that it may cost.
 
     Of 5,000 unfinished streams gRPC's core keeps 15 kB for each of the 166 that it lets wait to be
-    taken up, and we as much for each of 64 more. While the core has its 166, as it has when the
+    taken up, and we as much for each of 48 more. While the core has its 166, as it has when the
     service gets no CPU for a moment, it ends any further call, with CANCELLED, whoever makes it:
     some of the others' calls are among them. Callers through the suite's channel lose none.
 

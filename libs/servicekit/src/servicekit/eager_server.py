@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 ARRIVAL_SECONDS = 10.0
 """How long a first message may take: the largest, 1 MiB, over 1 Mbit/s takes 8.4 s."""
 
-MAXIMUM_WAITING = 64
+MAXIMUM_WAITING = 48
 """How many calls may wait for their first message, at some 15 kB each. Clients that work send it
 with the headers or right behind them."""
 
@@ -46,7 +46,7 @@ _TAKEN_AT_ONCE = 16
 """How many calls are asked for at a time, and so the most that begin in one turn of the event
 loop."""
 
-_NEWEST = 2 * _TAKEN_AT_ONCE
+_NEWEST = _TAKEN_AT_ONCE
 """Calls that do not give way, as what was sent with their headers may be on its way to us."""
 
 _GIVING_WAY = _TAKEN_AT_ONCE
@@ -225,11 +225,13 @@ class EagerServer(aio_server.Server):
         return None
 
     def _make_room(self) -> None:
-        oldest = list(self._waiting)[:-_NEWEST]
-        giving_way = fair_excess([each.peer for each in oldest], len(oldest) - _GIVING_WAY)
+        waiting = list(self._waiting)
+        excess = fair_excess([each.peer for each in waiting], len(waiting) - _GIVING_WAY)
+        settled = len(waiting) - _NEWEST
+        giving_way = [place for place in excess if place < settled] or range(_GIVING_WAY)
         for place in giving_way:
-            del self._waiting[oldest[place]]
-            oldest[place].refuse(self._gave_way)
+            del self._waiting[waiting[place]]
+            waiting[place].refuse(self._gave_way)
         self._on_gave_way(len(giving_way))
         if not self._untold:
             asyncio.get_running_loop().call_later(_TELLING_SECONDS, self._tell)
