@@ -167,7 +167,7 @@ async def open_autoscaler(
                 cloud.open,
                 fleet.run,
                 demand.run,
-                lambda: _lead(database, leadership, clock),
+                lambda: _lead(database, cloud, leadership, clock),
                 loop.run,
                 feed.run,
                 lambda: _retain(database, leadership, retention_seconds, clock),
@@ -197,8 +197,13 @@ async def _open_cloud(settings: AutoscalerSettings, clock: Clock) -> AsyncIterat
         yield cloud
 
 
-async def _lead(database: PostgresStores, leadership: Leadership, clock: Clock) -> None:
-    """Bring the schema up to date as soon as the database answers, then stand for the lead."""
+async def _lead(
+    database: PostgresStores, cloud: LateCloud, leadership: Leadership, clock: Clock
+) -> None:
+    """Stand for the lead once the schema is up to date and the cloud can be asked.
+
+    Who leads must act, and renew the lead in time; loading the AWS SDK leaves little time for that.
+    """
     while True:
         try:
             await database.migrate()
@@ -206,6 +211,7 @@ async def _lead(database: PostgresStores, leadership: Leadership, clock: Clock) 
         except DatabaseAway:
             log.warning("schema_not_checked", retry_seconds=_MIGRATION_RETRY_SECONDS)
         await clock.sleep(_MIGRATION_RETRY_SECONDS)
+    await cloud.open()
     await leadership.run()
 
 
