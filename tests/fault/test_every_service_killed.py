@@ -284,17 +284,18 @@ async def kill(run: Run, service: str, phase: str) -> Outage:
 
 
 def waited_for_a_core(pid: int) -> float:
-    """Returns how long a process's threads were ready to run and did not, by the kernel's count.
+    """Returns how long a process's thread that waited most was ready to run and did not.
 
-    Second figure of /proc/PID/task/TID/schedstat, in nanoseconds (Linux, sched-stats.rst); 0 where
-    there is none. At a start the threads run one after the other, as each waits for the next.
+    By the kernel's count: the second figure of /proc/PID/task/TID/schedstat, in nanoseconds (Linux,
+    sched-stats.rst); 0 where there is none. Threads wait side by side, so their sum would excuse
+    more time than there was.
     """
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())
         waited = [int((task / "schedstat").read_text().split()[1]) for task in tasks]
     except (OSError, IndexError):
         return 0.0
-    return sum(waited) / 1e9
+    return max(waited, default=0) / 1e9
 
 
 def recent_kills(outages: list[Outage], service: str) -> int:
