@@ -98,6 +98,48 @@ async def test_every_collector_is_offered_a_report_a_second(clock: FakeClock) ->
     await running
 
 
+class TimedSink(RecordingSink):
+    """Notes when it is offered what."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+        self.moments: list[datetime] = []
+
+    def offer(self, report: HostReport) -> None:
+        super().offer(report)
+        self.moments.append(self._clock.now())
+
+
+async def test_agents_that_start_at_any_time_report_at_moments_they_share(clock: FakeClock) -> None:
+    sinks = [TimedSink(clock), TimedSink(clock)]
+    stopping = asyncio.Event()
+    async with asyncio.TaskGroup() as agents:
+        for sink in sinks:
+            await clock.advance(0.0137)
+            agents.create_task(make_agent(clock, sink).run(stopping))
+        await clock.advance(3.0)
+        stopping.set()
+    for sink in sinks:
+        assert sink.offered.pop().leaving
+        sink.moments.pop()
+    assert sinks[0].moments == sinks[1].moments
+    assert len(sinks[0].moments) == 3
+    # Of a twentieth of a second, to the microsecond that a time is told in.
+    assert all(each.microsecond % 50_000 in (0, 1) for each in sinks[0].moments)
+
+
+async def test_a_report_waits_for_its_moment_and_is_of_when_it_was_read(clock: FakeClock) -> None:
+    sink, stopping = TimedSink(clock), asyncio.Event()
+    await clock.advance(0.0137)
+    running = asyncio.ensure_future(make_agent(clock, sink).run(stopping))
+    await clock.advance(1.0)
+    stopping.set()
+    await running
+    waited = sink.moments[0] - sink.offered[0].sample_time
+    assert abs(waited.total_seconds() - (0.05 - 0.0137)) < 1e-5
+
+
 async def test_the_only_server_of_a_host_runs_on_all_its_gpus(clock: FakeClock) -> None:
     report = await make_agent(clock).read()
     assert [gpu.gpu_uuid for gpu in report.gpus] == ["G1", "G2"]
