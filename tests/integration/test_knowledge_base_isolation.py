@@ -51,6 +51,7 @@ SELDOM_FILLED_TABLES = (
     "story_event_blocks",
     "next_story_event_blocks",
     "story_event_words",
+    "story_event_participants",
 )
 
 
