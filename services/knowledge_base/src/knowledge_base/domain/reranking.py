@@ -40,19 +40,24 @@ def rerank(
         parameters: the weights.
     """
     scored = [
-        replace(result, score=_score(result, score, parameters), reranker_score=score)
+        (_score(result, score, parameters), score, result)
         for result, score in zip(results, scores, strict=True)
     ]
-    scored.sort(key=lambda result: -result.score)  # stable, so ties keep the search's order
-    first: list[SearchResult] = []
-    crowding: list[SearchResult] = []
+    scored.sort(key=lambda item: -item[0])  # stable, so ties keep the search's order
+    first: list[tuple[float, float, SearchResult]] = []
+    crowding: list[tuple[float, float, SearchResult]] = []
     taken: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
-    for result in scored:
-        place = result.citation
+    for item in scored:
+        place = item[2].citation
         section = (place.collection, place.path, place.heading_path)
         taken[section] += 1
-        (first if taken[section] <= query.per_section else crowding).append(result)
-    return (first + crowding)[: query.limit]
+        (first if taken[section] <= query.per_section else crowding).append(item)
+        if len(first) == query.limit:
+            break
+    return [
+        replace(result, score=together, reranker_score=score)
+        for together, score, result in (first + crowding)[: query.limit]
+    ]
 
 
 def _score(result: SearchResult, reranker_score: float, parameters: RankingParameters) -> float:
