@@ -5,10 +5,11 @@ that went away the longest ago make room, and a newcomer for which there is none
 GPU counts for the tier and servers that it has now.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import concat
 from typing import TypeAlias
 
 from gpu_metrics.domain.aggregate import attribute_gpus
@@ -79,6 +80,10 @@ class Subject:
         return self.stays[-1][1]
 
 
+_Piece: TypeAlias = tuple[tuple[int, ...], list[Sequence[float]]]
+"""Places of figures among a host's, and the values of each."""
+
+
 @dataclass(slots=True)
 class _HostTracks:
     uuids: tuple[str, ...]
@@ -88,13 +93,9 @@ class _HostTracks:
     # What came of this second: readings of every figure, and samples by the figure's place.
     second: int
     readings: list[list[float | None]] = field(default_factory=list)
-    samples: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    samples: list[_Piece] = field(default_factory=list)
     reports: int = 0
     tokens: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-
-_Piece: TypeAlias = tuple[tuple[int, ...], Sequence[tuple[float, ...]]]
-"""Places of figures among a host's, and the values of each."""
 
 
 @lru_cache(maxsize=256)
@@ -107,6 +108,20 @@ def _places(columns: tuple[int, ...], gpus: int) -> tuple[tuple[int, ...], tuple
     }
     found = [(number, wanted[column]) for number, column in enumerate(columns) if column in wanted]
     return tuple([number for number, _ in found]), tuple([place for _, place in found])
+
+
+def _whole_columns(samples: Sequence[_Piece], width: int) -> list[Sequence[float]] | None:
+    """Return the values of every figure where each piece holds all of them, in order; else None.
+
+    So it is as long as agents sample all figures at the same moments, and then it is soon done.
+    """
+    whole = tuple(range(width))
+    if any(places != whole for places, _ in samples):
+        return None
+    columns = samples[0][1]
+    for _, pieces in samples[1:]:
+        columns = list(map(concat, columns, pieces))
+    return columns
 
 
 class History:
@@ -167,18 +182,13 @@ class History:
             self._put(host, second, pieces[second])
         return told
 
-    def _put(self, host: _HostTracks, second: int, pieces: Iterable[_Piece]) -> None:
+    def _put(self, host: _HostTracks, second: int, pieces: list[_Piece]) -> None:
         if second > host.second:
             self._begin(host, second)
-        samples: dict[int, tuple[float, ...]] = {} if second < host.second else host.samples
-        for places, columns in pieces:
-            if samples.keys().isdisjoint(places):
-                samples.update(zip(places, columns, strict=True))
-            else:
-                for place, values in zip(places, columns, strict=True):
-                    samples[place] = samples.get(place, ()) + values
         if second < host.second:
-            self._write(host, second, samples)
+            self._write(host, second, pieces)
+        else:
+            host.samples += pieces
 
     def _put_readings(
         self, host: _HostTracks, report: HostReport, second: int, told: AbstractSet[int]
@@ -193,7 +203,7 @@ class History:
             if second == host.second:
                 host.readings.append(figures)
             else:
-                self._write(host, second, {}, [figures])
+                self._write(host, second, (), [figures])
         for server in report.servers:
             self._put_server(host, server, report.monotonic_microseconds or second * 10**6, second)
 
@@ -229,24 +239,28 @@ class History:
         host.reports = 0
         if host.readings or host.samples:
             readings, samples = host.readings, host.samples
-            host.readings, host.samples = [], {}
+            host.readings, host.samples = [], []
             self._write(host, host.second, samples, readings)
 
     def _write(
         self,
         host: _HostTracks,
         second: int,
-        samples: Mapping[int, tuple[float, ...]],
+        samples: Sequence[_Piece],
         readings: Sequence[Sequence[float | None]] = (),
     ) -> None:
-        columns: list[Sequence[float]] = [()] * (len(host.gpus) * len(GPU_METRICS))
-        if readings:
-            columns = [
-                [value for value in column if value is not None] if None in column else column
-                for column in zip(*readings, strict=True)
-            ]
-        for place, values in samples.items():
-            columns[place] = (*columns[place], *values) if columns[place] else values
+        width = len(host.gpus) * len(GPU_METRICS)
+        columns = _whole_columns(samples, width) if samples and not readings else None
+        if columns is None:
+            columns = [()] * width
+            if readings:
+                columns = [
+                    [value for value in column if value is not None] if None in column else column
+                    for column in zip(*readings, strict=True)
+                ]
+            for places, pieces in samples:
+                for place, values in zip(places, pieces, strict=True):
+                    columns[place] = (*columns[place], *values) if columns[place] else values
         fields = cells_of(columns)
         width = len(GPU_METRICS) * FIELDS_OF_SECOND
         for number, subject in enumerate(host.gpus):

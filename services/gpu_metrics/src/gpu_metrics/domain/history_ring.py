@@ -11,8 +11,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, repeat
-from operator import mul, truediv
+from itertools import accumulate
+from operator import itemgetter, mul, truediv
 from struct import Struct, calcsize
 
 __all__ = [
@@ -40,6 +40,7 @@ FIELDS_OF_SECOND = 4
 _MOST_SAMPLES = 0xFFFF
 # What stands for the values of a column without any.
 _NONE = (0,)
+_SMALLEST_OF_SORTED, _LARGEST_OF_SORTED = itemgetter(0), itemgetter(-1)
 # Of the samples between its extremes a longer cell keeps these quantiles, each the middle of the
 # share it stands for; the extremes stand for themselves. The median and the 95th percentile of a
 # cell are among them, so its percentiles are off by at most half a share's rank.
@@ -67,8 +68,10 @@ def cells_of(columns: Sequence[Sequence[float]]) -> list[float]:
         columns = [each or _NONE for each in columns]
     fields = [0.0] * (len(columns) * FIELDS_OF_SECOND)
     fields[1::FIELDS_OF_SECOND] = map(truediv, map(sum, columns), map(len, columns))
-    fields[2::FIELDS_OF_SECOND] = map(min, columns)
-    fields[3::FIELDS_OF_SECOND] = map(max, columns)
+    # Of so few values both extremes are found sooner by sorting than one by one.
+    in_order = list(map(sorted, columns))
+    fields[2::FIELDS_OF_SECOND] = map(_SMALLEST_OF_SORTED, in_order)
+    fields[3::FIELDS_OF_SECOND] = map(_LARGEST_OF_SORTED, in_order)
     if max(counts, default=0) > _MOST_SAMPLES:
         counts = [min(count, _MOST_SAMPLES) for count in counts]
     fields[0::FIELDS_OF_SECOND] = counts
@@ -125,12 +128,13 @@ def _column(cell: str, width: int, column: int) -> Struct:
 class _Ring:
     """The last rows of one resolution; memory grows with time up to the capacity."""
 
-    __slots__ = ("_bytes", "_capacity", "_cell", "_origin", "_row", "_width", "newest")
+    __slots__ = ("_blank", "_bytes", "_capacity", "_cell", "_origin", "_row", "_width", "newest")
 
     def __init__(self, cell: str, width: int, capacity: int) -> None:
         self._cell = cell
         self._width = width
         self._row = _row(cell, width)
+        self._blank = bytes(self._row.size)
         self._capacity = capacity
         self._bytes = bytearray()
         self._origin = 0
@@ -139,9 +143,17 @@ class _Ring:
     def reserve(self, number: int, before: int = 0) -> int:
         """Return where row `number` is, or -1 when it is no longer kept; newer ones are begun.
 
-        A ring that is empty keeps room for `before` rows before the first.
+        A ring that is empty keeps room for `before` rows before the first. What the row at the place
+        held is of no meaning: it is to be written.
         """
         size = self._row.size
+        if number == self.newest + 1 and number:
+            self.newest = number
+            offset = number - self._origin
+            if offset < self._capacity:
+                self._bytes += self._blank
+                return offset * size
+            return offset % self._capacity * size
         if self.newest < 0 or number - self.newest >= self._capacity:
             self._origin = number - min(before, self._capacity - 1)
             self._bytes = bytearray((number - self._origin + 1) * size)
@@ -149,10 +161,10 @@ class _Ring:
         elif number > self.newest:
             for fresh in range(self.newest + 1, number + 1):
                 if fresh - self._origin < self._capacity:
-                    self._bytes += bytes(size)
+                    self._bytes += self._blank
                 else:
                     place = (fresh - self._origin) % self._capacity * size
-                    self._bytes[place : place + size] = bytes(size)
+                    self._bytes[place : place + size] = self._blank
             self.newest = number
         elif number < self.oldest:
             return -1
@@ -238,6 +250,8 @@ class Track:
 
     def _fold_until(self, second: int) -> None:
         """Make the longer cells that get no more samples once `second` has been reached."""
+        if second - self._late < self._to_fold + 10:
+            return
         if self._seconds.newest < 0:
             self._to_fold = (second - self._late) // 10 * 10
             return
@@ -344,18 +358,21 @@ def _quantiles(
     count: int,
 ) -> list[float]:
     """Return the quantiles of the points that stand for cells of seconds."""
-    points: list[tuple[float, int]]
-    if minima == maxima:
-        points = list(zip(minima, counts, strict=True))
-    else:
-        cells = list(zip(counts, means, minima, maxima, strict=True))
+    values, weights = list(minima), list(counts)
+    if minima != maxima:
+        cells = zip(counts, means, minima, maxima, strict=True)
         if min(counts) > 2:
             # What `_second_points` tells of each, all at once.
-            points = [((n * mean - low - high) / (n - 2), n - 2) for n, mean, low, high in cells]
-            points += zip(minima, repeat(1))  # the other has no end
-            points += zip(maxima, repeat(1))  # the other has no end
+            values += maxima
+            values += [(n * mean - low - high) / (n - 2) for n, mean, low, high in cells]
+            weights = [1] * (2 * len(counts))
+            weights += [n - 2 for n in counts]
         else:
             points = [point for cell in cells for point in _second_points(cell)]
-    points.sort()
-    reached = list(accumulate([weight for _, weight in points]))
-    return [points[bisect_right(reached, 1 + int(share * (count - 2)))][0] for share in _QUANTILES]
+            values, weights = [value for value, _ in points], [weight for _, weight in points]
+    # Numbers are sorted sooner than pairs of them.
+    order = sorted(range(len(values)), key=values.__getitem__)
+    reached = list(accumulate(map(weights.__getitem__, order)))
+    return [
+        values[order[bisect_right(reached, 1 + int(share * (count - 2)))]] for share in _QUANTILES
+    ]
