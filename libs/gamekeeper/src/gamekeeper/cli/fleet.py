@@ -241,7 +241,10 @@ def processes(
     def render(answer: processes_pb2.GetGpuProcessesResponse) -> None:
         console = session.console
         if not answer.HasField("reading"):
-            console.print("The agent of this host has not read its processes yet.")
+            console.print(
+                "No processes were read on this host: its agent has just begun, or its GPUs are "
+                "simulated and run none."
+            )
             return
         table = Table(box=None, padding=(0, 1))
         for heading in ("pid", "program", "GPU", "memory", "service", "container", "task", "model"):

@@ -60,7 +60,8 @@ class GpuMethods(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
                 break
         else:
             raise HostUnknown(
-                "no host of that id is in the view", metadata={"host_id": request.host_id}
+                "No host of that id is in the view; ListGpus has the hosts there are.",
+                metadata={"host_id": request.host_id},
             )
         response = processes_pb2.GetGpuProcessesResponse(
             freshness=fleet_pb2.Freshness.ValueType(state.freshness.value)
