@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -131,7 +130,7 @@ def _message(host: int, sequence: int, seconds: float, started: datetime, *, blo
         host, sequence, started + timedelta(seconds=seconds), 10**12 + round(seconds * 1e6)
     )
     if block:
-        report = replace(report, series=_series(sequence))
+        report = report._replace(series=_series(sequence))
     return wire.report_message(report).SerializeToString()
 
 
@@ -214,10 +213,8 @@ async def _report_once_a_second(
     while due < until:
         await asyncio.sleep(due - time.monotonic())
         sequence = acknowledged + 1
-        report = replace(
-            _report(host, sequence, datetime.now(UTC), time.monotonic_ns() // 1000),
-            series=_series(sequence),
-        )
+        report = _report(host, sequence, datetime.now(UTC), time.monotonic_ns() // 1000)
+        report = report._replace(series=_series(sequence))
         await stream.write(wire.report_message(report))
         if await stream.read() is grpc.aio.EOF:
             raise RuntimeError("the collector ended the stream")

@@ -1,6 +1,5 @@
 """A fleet whose alerts are looked at as time passes."""
 
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ class Fleet:
     def report(self, at: float, *servers: Any, host_id: str = "i-1", **options: Any) -> None:
         self.sequence += 1
         report = make_report(host_id, self.sequence, *servers, **options)
-        report = replace(report, sample_time=NOON + timedelta(seconds=at))
+        report = report._replace(sample_time=NOON + timedelta(seconds=at))
         self.view.apply(report, at, NOON + timedelta(seconds=at))
 
     def event(

@@ -3,7 +3,6 @@ within its price."""
 
 import gzip
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
@@ -171,7 +170,7 @@ def fleet_of_100_gpus(minute: int, *, collectors_before: int = 0) -> tuple[Fleet
                 gpu_uuids=tuple(gpu.gpu_uuid for gpu in gpus),
             )
             report = make_report(f"i-{number}", second + 1, server, gpus=gpus)
-            report = replace(report, series=series, collectors_before=collectors_before)
+            report = report._replace(series=series, collectors_before=collectors_before)
             view.apply(report, float(second), NOON)
         samples.observe(view.hosts(float(second)))
     return view, samples

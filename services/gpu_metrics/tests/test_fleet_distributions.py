@@ -1,4 +1,3 @@
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -36,7 +35,7 @@ class Fleet:
         )
         report = make_report(host, at + 1, make_server(f"server-{host}", tier), gpus=gpus)
         time = NOON + timedelta(seconds=at)
-        self.view.apply(replace(report, sample_time=time), float(at), time)
+        self.view.apply(report._replace(sample_time=time), float(at), time)
 
     def of(
         self, at: int, metric: FleetMetric = UTILIZATION

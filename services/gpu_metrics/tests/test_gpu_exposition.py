@@ -96,10 +96,10 @@ def test_the_last_xid_of_a_gpu_is_a_gauge_as_dashboards_for_dcgm_expect_it() -> 
     (state,) = hosts(GPU)
 
     def told(**fields: Any) -> list[float]:
-        report = replace(state.report, journal_id="j")
+        report = state.report._replace(journal_id="j")
         if fields:
             xids.take("i-1", [GpuEvent(sequence=1, time=NOON, gpu_uuid="GPU-1", **fields)])
-        page = dcgm_page([replace(state, report=report)], xids.of)
+        page = dcgm_page([state._replace(report=report)], xids.of)
         return values(page, "DCGM_FI_DEV_XID_ERRORS")
 
     assert told() == [0]
@@ -113,7 +113,7 @@ def test_the_last_xid_of_a_gpu_is_a_gauge_as_dashboards_for_dcgm_expect_it() -> 
 
 def test_the_last_xid_says_what_it_is_about() -> None:
     (state,) = hosts(GPU)
-    page = dcgm_page([replace(state, report=replace(state.report, journal_id="j"))], lambda *_: 79)
+    page = dcgm_page([state._replace(report=state.report._replace(journal_id="j"))], lambda *_: 79)
     assert 'err_code="79",err_msg="' in page
     assert 'err_msg=""' not in page
 

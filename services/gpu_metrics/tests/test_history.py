@@ -46,7 +46,7 @@ def tell(
         for index, value in enumerate(values)
     )
     report = make_report(host, 1, make_server(f"server-{host}", tier, **server), gpus=gpus)
-    report = replace(report, monotonic_microseconds=(second + 1000) * 10**6)
+    report = report._replace(monotonic_microseconds=(second + 1000) * 10**6)
     history.observe(report, AcceptedReport(START + second))
 
 

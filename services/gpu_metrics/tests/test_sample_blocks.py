@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -93,8 +92,7 @@ def reports(draw: st.DrawFn, sequence: int) -> HostReport:
         steps = draw(st.lists(st.integers(1, 700_000), max_size=6))
         offsets = (sum(steps) + draw(st.integers(0, 300_000)), *steps)
         sampled += series_of(offsets, draw(st.integers(0, 900)), figures)
-    return replace(
-        make_report("i-1", sequence, gpus=GPUS),
+    return make_report("i-1", sequence, gpus=GPUS)._replace(
         sample_time=NOON + timedelta(microseconds=at),
         monotonic_microseconds=10**9 + at,
         series=tuple(sampled),
@@ -107,7 +105,7 @@ def test_blocks_count_as_the_same_samples_do_figure_by_figure(told: list[HostRep
     for number, report in enumerate(told):
         now, arrived = float(number), NOON + timedelta(seconds=number)
         one_by_one.view.apply(report, now, arrived)
-        in_blocks.view.apply(replace(report, series=packed(report.series)), now, arrived)
+        in_blocks.view.apply(report._replace(series=packed(report.series)), now, arrived)
     assert in_blocks.fates == one_by_one.fates
     assert in_blocks.cells == one_by_one.cells
 
@@ -115,7 +113,7 @@ def test_blocks_count_as_the_same_samples_do_figure_by_figure(told: list[HostRep
 def test_figures_of_the_same_moments_are_sent_as_one_block() -> None:
     shared = series_of((9, 3), 1, [(0, GPU_METRICS[0]), (1, GPU_METRICS[3])])
     apart = series_of((8,), 1, [(0, GPU_METRICS[5])])
-    report = replace(make_report("i-1", 1, gpus=GPUS), series=(*apart, *shared))
+    report = make_report("i-1", 1, gpus=GPUS)._replace(series=(*apart, *shared))
     message = wire.report_message(report)
     assert [len(block.metrics) for block in message.sample_blocks] == [2]
     assert len(message.series) == 1
@@ -125,7 +123,7 @@ def test_figures_of_the_same_moments_are_sent_as_one_block() -> None:
 def test_a_block_weighs_less_than_its_figures_apart() -> None:
     offsets = (900_000, *[100_000] * 9)
     shared = series_of(offsets, 500, [(gpu, metric) for gpu in range(8) for metric in GPU_METRICS])
-    report = wire.report_message(replace(make_report("i-1", 1), series=shared))
+    report = wire.report_message(make_report("i-1", 1)._replace(series=shared))
     apart = [
         samples_pb2.SampleSeries(
             gpu_index=each.gpu_index,

@@ -1,7 +1,6 @@
 """Late, out-of-order, duplicated and clock-skewed samples."""
 
 from collections import Counter
-from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 
@@ -76,8 +75,7 @@ def report_with(
         values=tuple(times[moment] for moment in moments),
     )
     sample_time: datetime = NOON + timedelta(seconds=at + clock_ahead)
-    return replace(
-        make_report("i-1", sequence, boot_id=boot_id),
+    return make_report("i-1", sequence, boot_id=boot_id)._replace(
         sample_time=sample_time,
         series=(series,),
         monotonic_microseconds=round((monotonic if monotonic is not None else 1000 + at) * 1e6),

@@ -1,6 +1,5 @@
 """What is counted of the GPUs of a tier, and what is not."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,7 +60,7 @@ def test_packed_samples_take_the_place_of_the_reading() -> None:
         offset_microseconds=(900_000, 300_000, 300_000),
         values=(0, 1000, 1000),
     )
-    report = replace(a_report(utilization_permille=500), series=(series,))
+    report = a_report(utilization_permille=500)._replace(series=(series,))
     assert counted(report) == {GpuFigure.UTILIZATION_PERCENT: {0: 1, 100: 2}}
 
 
@@ -127,7 +126,7 @@ def test_what_counts_at_another_collector_is_left_to_it() -> None:
     ):
         gpu = GpuReading(gpu_uuid=host, index=0, utilization_permille=500)
         report = make_report(host, 1, make_server(f"server-{host}", tier), gpus=(gpu,))
-        view.apply(replace(report, collectors_before=before), 0.0, NOON)
+        view.apply(report._replace(collectors_before=before), 0.0, NOON)
     samples.observe(view.hosts(0.0))
     assert [(each.tier, dict(each.counts)) for each in samples.take()] == [(Tier.GOLD, {50: 1})]
     counted = view.aggregates(0.0, counted_here=True)
@@ -138,7 +137,7 @@ def test_what_counts_at_another_collector_is_left_to_it() -> None:
 
 def test_a_collector_whose_hosts_all_count_elsewhere_publishes_nothing() -> None:
     view = FleetView(FleetPolicy())
-    view.apply(replace(make_report("i-1", 1), collectors_before=1), 0.0, NOON)
+    view.apply(make_report("i-1", 1)._replace(collectors_before=1), 0.0, NOON)
     assert view.aggregates(0.0, counted_here=True) == ()
     # The other one is gone, and the host says so with its next report.
     view.apply(make_report("i-1", 2), 1.0, NOON)

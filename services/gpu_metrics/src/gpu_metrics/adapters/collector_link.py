@@ -3,7 +3,6 @@
 import asyncio
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -197,8 +196,7 @@ class CollectorLink:
         if self._waiting is not None:
             self._under_way, self._waiting = self._waiting, None
             self._sequence += 1
-            report = replace(
-                self._under_way,
+            report = self._under_way._replace(
                 sequence=self._sequence,
                 collectors_before=sum(link.works for link in self._before),
             )
@@ -280,9 +278,8 @@ def _with_events(
     report: HostReport, batch: EventBatch | None, journal: EventJournal | None
 ) -> HostReport:
     if batch is None:
-        return replace(report, journal_id=journal.journal_id) if journal is not None else report
-    return replace(
-        report,
+        return report._replace(journal_id=journal.journal_id) if journal is not None else report
+    return report._replace(
         events=batch.events,
         journal_id=batch.journal_id,
         oldest_event_sequence=batch.oldest_sequence,

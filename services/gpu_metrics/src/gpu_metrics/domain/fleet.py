@@ -10,7 +10,7 @@ reader from before that gets `RevisionTooOld`.
 import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -328,7 +328,7 @@ class FleetView:
         for host_id in stale:
             entry = self._hosts[host_id]
             self._revision += 1
-            entry.state = replace(entry.state, freshness=Freshness.STALE, revision=self._revision)
+            entry.state = entry.state._replace(freshness=Freshness.STALE, revision=self._revision)
             self._hosts.move_to_end(host_id)
         self._forget_departed(now)
         self._next_deadline = self._earliest_deadline(now)

@@ -170,6 +170,7 @@ class History:
             told.update(places)
             starts = [column * len(offsets) for column in columns]
             for second, start, end in moments:
+                of_second: list[Sequence[float]]
                 of_second = [values[at + start : at + end] for at in starts]
                 pieces.setdefault(second, []).append((places, of_second))
         for each in accepted.series:

@@ -143,8 +143,8 @@ class _Ring:
     def reserve(self, number: int, before: int = 0) -> int:
         """Return where row `number` is, or -1 when it is no longer kept; newer ones are begun.
 
-        A ring that is empty keeps room for `before` rows before the first. What the row at the place
-        held is of no meaning: it is to be written.
+        A ring that is empty keeps room for `before` rows before the first. A row that is begun is
+        to be written.
         """
         size = self._row.size
         if number == self.newest + 1 and number:

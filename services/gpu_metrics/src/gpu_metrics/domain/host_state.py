@@ -1,8 +1,8 @@
 """One host as the view shows it."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from typing import NamedTuple
 
 from gpu_metrics.domain.processes import ProcessReading
 from gpu_metrics.domain.readings import Host, HostReport, Tier
@@ -18,8 +18,7 @@ class Freshness(Enum):
     STALE = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostState:
+class HostState(NamedTuple):
     """One host as last reported; `revision` is the last change, its freshness included.
 
     `clock_skew_seconds` is by how much the host's clock is ahead of the collector's, `clock_sets`

@@ -31,8 +31,7 @@ def merged(older: HostReport, newer: HostReport) -> HostReport:
         return newer
     places = {gpu.gpu_uuid: gpu.index for gpu in newer.gpus}
     moved = {gpu.index: places.get(gpu.gpu_uuid) for gpu in older.gpus}
-    return replace(
-        newer,
+    return newer._replace(
         gpus=_with_peaks(older.gpus, newer.gpus),
         series=_merged_series(older.series, newer.series, moved, _between(older, newer)),
         processes=newer.processes or older.processes,

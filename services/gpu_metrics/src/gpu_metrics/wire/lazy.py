@@ -4,7 +4,7 @@ A report is taken in far more often than anybody asks for all of it, so its GPUs
 the messages they came as. What the view needs of every report is read out directly.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Generic, TypeVar, overload
 
@@ -43,7 +43,8 @@ class LazySequence(Sequence[_Item], Generic[_Item]):
     __slots__ = ("_convert", "_converted", "messages")
 
     def __init__(self, messages: Any, convert: Callable[[Any], _Item]) -> None:
-        self.messages = messages
+        # A repeated field makes its messages anew each time that it is read.
+        self.messages = tuple(messages)
         self._convert = convert
         self._converted: tuple[_Item, ...] | None = None
 
@@ -84,10 +85,8 @@ class LazyGpus(LazySequence[GpuReading], PackedGpus):
 
     __slots__ = ()
 
-    def __init__(self, messages: "Sequence[fleet_pb2.GpuSample]") -> None:
-        self.messages = messages
-        self._convert = gpu_from_message
-        self._converted = None
+    def __init__(self, messages: "Iterable[fleet_pb2.GpuSample]") -> None:
+        super().__init__(messages, gpu_from_message)
 
     def uuids(self) -> tuple[str, ...]:
         """Return the UUIDs in the order of the report."""

@@ -78,8 +78,9 @@ def _invalid(field: str, problem: str) -> InvalidSampleBlock:
 
 
 def _block_from_message(message: samples_pb2.SampleBlock) -> SampleBlock:
-    columns = _columns(tuple(message.gpu_indexes), tuple(message.metrics))
-    offsets, values = tuple(message.offset_microseconds), tuple(message.values)
+    columns = _columns(tuple(message.gpu_indexes[:]), tuple(message.metrics[:]))
+    # A slice is taken at once, where an iteration asks for one number after the other.
+    offsets, values = tuple(message.offset_microseconds[:]), tuple(message.values[:])
     if len(values) != len(columns) * len(offsets):
         raise _invalid("values", "must have an entry for each column at each moment")
     return SampleBlock(offsets, columns, values)
