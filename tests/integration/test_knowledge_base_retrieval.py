@@ -167,6 +167,7 @@ async def test_pruning_frequent_words_changes_nothing(
         query = words(6)
         vector = await embedder.embed_query(query)
         limit = rng.choice([1, 5, 10])
+        per_section = rng.choice([2, 10])
 
         async def found(
             frequent_from: int,
@@ -174,6 +175,7 @@ async def test_pruning_frequent_words_changes_nothing(
             query: str = query,
             vector: Any = vector,
             limit: int = limit,
+            per_section: int = per_section,
         ) -> list[tuple[str, float]]:
             rows = await running.database.fetch(
                 RETRIEVAL_QUERIES.search_passages,
@@ -182,7 +184,7 @@ async def test_pruning_frequent_words_changes_nothing(
                 mode,
                 None,
                 limit,
-                2,
+                per_section,
                 0,
                 0.5,
                 0.9,
