@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ from servicekit.interceptors.chain import InterceptorChain
 from servicekit.interceptors.deadline import DeadlineInterceptor
 from servicekit.interceptors.errors import ErrorInterceptor
 from servicekit.interceptors.limits import LimitInterceptor
+from servicekit.interceptors.plain_requests import PlainlyFit, PlainRequests
 from servicekit.interceptors.rates import (
     IdentityRateInterceptor,
     RateSettings,
@@ -135,11 +136,16 @@ class ServerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServiceRegistration:
-    """A servicer and how to add it to a server."""
+    """A servicer and how to add it to a server.
+
+    `plainly_fit` tells of requests, by their type, whether they certainly keep their proto's rules
+    and hold nothing but fit text; only those for which it says no are checked at length.
+    """
 
     full_name: str
     add_to_server: Callable[[grpc.aio.Server], None]
     declarations: tuple[MethodDeclaration, ...]
+    plainly_fit: Mapping[type, PlainlyFit] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -147,6 +153,7 @@ class ServiceRegistration:
         add_function: Callable[[Any, Any], None],
         servicer: object,
         descriptor: ServiceDescriptor,
+        plainly_fit: Mapping[type, PlainlyFit] | None = None,
     ) -> Self:
         """Returns the registration of `servicer` by its generated `add_…_to_server` function.
 
@@ -157,6 +164,7 @@ class ServiceRegistration:
             full_name=descriptor.full_name,
             add_to_server=lambda server: add_function(servicer, server),
             declarations=tuple(declarations_of(descriptor)),
+            plainly_fit=plainly_fit or {},
         )
 
 
@@ -207,8 +215,14 @@ class RpcServer:
         ]
         # These come last: they need the decoded messages, so the chain itself calls them.
         checks: list[RequestCheck] = [
-            RequestValidator(),
-            TextCheck(),
+            PlainRequests(
+                {
+                    kind: tells
+                    for registration in registrations
+                    for kind, tells in registration.plainly_fit.items()
+                },
+                [RequestValidator(), TextCheck()],
+            ),
             WorldRateCheck(settings.rates, clock, largest_cost=largest_cost),
         ]
         self._chain = InterceptorChain(

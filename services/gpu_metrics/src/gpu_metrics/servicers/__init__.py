@@ -10,6 +10,7 @@ from gpu_metrics.servicers.fleet import FleetMethods, HostMessages
 from gpu_metrics.servicers.gpus import GpuMethods
 from gpu_metrics.servicers.history import HistoryMethods
 from gpu_metrics.servicers.reports import GpuReportServicer
+from gpu_metrics.wire.plain_reports import plainly_fit_report
 from servicekit.clock import Clock
 from servicekit.server import ServiceRegistration
 
@@ -44,5 +45,6 @@ def registrations(
             gpu_metrics_pb2_grpc.add_GpuReportServiceServicer_to_server,
             GpuReportServicer(feed, events),
             services["GpuReportService"],
+            {gpu_metrics_pb2.StreamReportsRequest: plainly_fit_report},
         ),
     ]
