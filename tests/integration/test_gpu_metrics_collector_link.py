@@ -11,10 +11,13 @@ import grpc.aio
 
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
 from gpu_metrics.adapters.collector_link import CollectorLink
-from gpu_metrics.domain.readings import Host, HostReport
+from gpu_metrics.domain.gpu_events import GpuEventKind, ObservedEvent
+from gpu_metrics.domain.readings import GpuReading, Host, HostReport
+from gpu_metrics.domain.samples import FleetMetric, SampleSeries
+from gpu_metrics.journal import EventJournal
 from localsuite.ports import free_ports
 from servicekit.clock import SystemClock
-from servicekit.errors import ResourceExhausted
+from servicekit.errors import ResourceExhausted, Unavailable
 from servicekit.server import ServiceRegistration
 from servicekit.telemetry import Telemetry
 from servicekit.testing import serve_for_test
@@ -27,6 +30,11 @@ class ScriptedCollector(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
         self.received: list[gpu_metrics_pb2.StreamReportsRequest] = []
         self.streams = 0
         self.refusing = False
+        # As a collector that leaves out the answers that no agent waits for.
+        self.leaves_out_answers = False
+        # Ends the stream once it took so many messages in all.
+        self.breaks_after = 0
+        self.acknowledged_sequence: int | None = None
         self.acknowledging = asyncio.Event()
         self.changed = asyncio.Event()
 
@@ -40,9 +48,17 @@ class ScriptedCollector(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
                 raise ResourceExhausted("full")
             self.received.append(request)
             self.changed.set()
+            if len(self.received) == self.breaks_after:
+                raise Unavailable("the collector goes away")
             await self.acknowledging.wait()
+            if self.leaves_out_answers and request.no_answer:
+                continue
+            sequence = self.acknowledged_sequence
             yield gpu_metrics_pb2.StreamReportsResponse(
-                boot_id=request.boot_id, acknowledged_sequence=request.sequence
+                boot_id=request.boot_id,
+                acknowledged_sequence=request.sequence if sequence is None else sequence,
+                journal_id=request.journal_id,
+                leaves_out_answers=self.leaves_out_answers,
             )
 
     async def has_received(self, count: int) -> None:
@@ -64,6 +80,7 @@ async def linked(
     clock: SystemClock | None = None,
     before: Sequence[CollectorLink] = (),
     maximum_backoff_seconds: float = 0.1,
+    journal: EventJournal | None = None,
 ) -> AsyncIterator[CollectorLink]:
     registration = ServiceRegistration.of(
         gpu_metrics_pb2_grpc.add_GpuReportServiceServicer_to_server,
@@ -81,6 +98,7 @@ async def linked(
             first_backoff_seconds=0.02,
             maximum_backoff_seconds=maximum_backoff_seconds,
             before=before,
+            journal=journal,
         )
         running = asyncio.ensure_future(link.run())
         yield link
@@ -249,3 +267,130 @@ async def test_a_host_counts_at_the_first_of_its_collectors_that_has_not_been_aw
             await earlier.delivered()
         assert await said_to_the_second() == 1
     assert {request.collectors_before for request in first.received} == {0}
+
+
+def sparing_collector() -> ScriptedCollector:
+    collector = ScriptedCollector()
+    collector.leaves_out_answers = True
+    collector.acknowledging.set()
+    return collector
+
+
+def sampled(number: int) -> HostReport:
+    """A report with one sample, whose value is its number, a second after the one before."""
+    series = SampleSeries(0, FleetMetric.GPU_UTILIZATION_PERMILLE, (0,), (number,))
+    return report(str(number))._replace(
+        gpus=(GpuReading(gpu_uuid="GPU-a", index=0),),
+        series=(series,),
+        sample_time=datetime(2026, 1, 1, 0, 0, number, tzinfo=UTC),
+    )
+
+
+async def offer_one_by_one(
+    link: CollectorLink, collector: ScriptedCollector, *numbers: int
+) -> None:
+    """Offer reports, each once the one before was received."""
+    for number in numbers:
+        received = len(collector.received)
+        link.offer(sampled(number))
+        await collector.has_received(received + 1)
+
+
+async def test_a_collector_that_leaves_out_answers_is_asked_for_every_fifth() -> None:
+    collector = sparing_collector()
+    async with linked(collector) as link:
+        await offer_one_by_one(link, collector, *range(1, 12))
+    wanted = [request.sequence for request in collector.received if not request.no_answer]
+    assert wanted == [1, 6, 11]
+
+
+async def test_a_collector_that_does_not_say_so_is_asked_for_every_answer() -> None:
+    collector = ScriptedCollector()
+    collector.acknowledging.set()
+    async with linked(collector) as link:
+        await offer_one_by_one(link, collector, *range(1, 8))
+        async with asyncio.timeout(20):
+            await link.delivered()
+    assert not any(request.no_answer for request in collector.received)
+    assert collector.streams == 1
+
+
+async def test_after_seconds_without_an_answer_the_next_is_wanted() -> None:
+    collector, clock = sparing_collector(), ShiftedClock()
+    async with linked(collector, clock=clock) as link:
+        await offer_one_by_one(link, collector, 1, 2)
+        clock.shift = 5.0
+        await offer_one_by_one(link, collector, 3)
+    assert [request.no_answer for request in collector.received] == [False, True, False]
+
+
+async def test_what_is_delivered_is_acknowledged_also_by_a_collector_that_leaves_out_answers() -> (
+    None
+):
+    collector = sparing_collector()
+    async with linked(collector) as link:
+        await offer_one_by_one(link, collector, 1, 2, 3)
+        async with asyncio.timeout(20):
+            await link.delivered()
+        asked = collector.received[-1]
+        link.offer(report("last", leaving=True))
+        async with asyncio.timeout(20):
+            await link.delivered()
+    assert (asked.events_only, asked.no_answer) == (True, False)
+    assert (collector.received[-1].leaving, collector.received[-1].no_answer) == (True, False)
+
+
+async def test_a_report_with_events_is_always_answered() -> None:
+    collector, journal = sparing_collector(), EventJournal()
+    async with linked(collector, journal=journal) as link:
+        await offer_one_by_one(link, collector, 1)
+        await collector.has_received(2)
+        await offer_one_by_one(link, collector, 2)
+        time = datetime(2026, 1, 1, tzinfo=UTC)
+        await journal.append([ObservedEvent(kind=GpuEventKind.XID, time=time, xid=31)])
+        await collector.has_received(4)
+    with_events = [request for request in collector.received if request.events]
+    assert with_events
+    assert not any(request.no_answer for request in with_events)
+
+
+async def test_a_collector_that_hangs_is_left_though_few_answers_are_wanted() -> None:
+    collector = sparing_collector()
+    async with linked(collector, acknowledge_timeout_seconds=0.3) as link:
+        await offer_one_by_one(link, collector, 1)
+        async with asyncio.timeout(20):
+            await link.delivered()
+        collector.acknowledging.clear()
+        # It takes no more than one of them, and answers none.
+        async with asyncio.timeout(30):
+            number = 2
+            while collector.streams == 1:
+                link.offer(sampled(number % 60))
+                number += 1
+                await asyncio.sleep(0.02)
+
+
+async def samples_after_a_break(acknowledged: int | None) -> list[int]:
+    """The samples of the first report on the stream that follows one that broke."""
+    collector = sparing_collector()
+    # It is asked where it stands, has three reports, and goes away with the fourth.
+    collector.breaks_after = 5
+    async with linked(collector, journal=EventJournal()) as link:
+        link.offer(sampled(1))
+        await collector.has_received(2)
+        collector.acknowledged_sequence = acknowledged
+        await offer_one_by_one(link, collector, 2, 3, 4)
+        link.offer(sampled(5))
+        await collector.has_received(7)
+    assert collector.streams == 2
+    assert collector.received[5].events_only
+    first = collector.received[6]
+    return [*first.series[0].values] if first.series else [*first.sample_blocks[0].values]
+
+
+async def test_samples_of_reports_without_an_answer_are_sent_again_where_they_were_lost() -> None:
+    assert await samples_after_a_break(0) == [1, 2, 3, 4, 5]
+
+
+async def test_samples_that_the_collector_says_it_has_are_not_sent_again() -> None:
+    assert await samples_after_a_break(3) == [4, 5]

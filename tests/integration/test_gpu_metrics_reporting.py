@@ -370,6 +370,24 @@ async def test_each_report_is_acknowledged_and_an_old_one_changes_nothing() -> N
         assert acknowledged == [1, 3, 3, 3, 4]
 
 
+async def test_a_report_that_wants_no_answer_is_in_the_view_and_gets_none() -> None:
+    async with collector_for_test() as collector:
+        stream = collector.reports.StreamReports(timeout=10)
+        await stream.write(report(sequence=1))
+        first = await stream.read()
+        unanswered, question = report(sequence=2), report(sequence=1)
+        unanswered.no_answer, question.events_only = True, True
+        await stream.write(unanswered)
+        await stream.write(question)
+        second = await stream.read()
+        stream.cancel()
+    assert isinstance(first, gpu_metrics_pb2.StreamReportsResponse)
+    assert isinstance(second, gpu_metrics_pb2.StreamReportsResponse)
+    assert first.leaves_out_answers
+    # The answer to the question tells that the report before it is there.
+    assert (first.acknowledged_sequence, second.acknowledged_sequence) == (1, 2)
+
+
 async def test_a_stream_stays_with_its_host() -> None:
     async with collector_for_test() as collector:
         stream = collector.reports.StreamReports(timeout=10)

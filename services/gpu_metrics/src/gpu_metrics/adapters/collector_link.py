@@ -22,6 +22,10 @@ log = structlog.get_logger(__name__)
 
 _MAXIMUM_EVENTS = 256
 """Events in one message, the protocol's limit."""
+_MOST_UNANSWERED = 4
+"""Reports in a row to which a collector that leaves out answers need send none."""
+_LONGEST_UNANSWERED_SECONDS = 4.5
+"""After so long an answer is wanted; so one that hangs is found at most so much later."""
 _AWAY_SECONDS = 5.0
 """Streams are opened again now and then; a collector that is away is so for longer."""
 _LONGEST_UNREACHED_SECONDS = 1.0
@@ -43,6 +47,10 @@ class CollectorLink:
     misses the readings in between, which the newest ones make obsolete anyway, but not the samples:
     those of a report that is replaced go into the newer one, up to a bound. A broken stream is
     opened again after a pause that doubles up to a maximum, with jitter.
+
+    A collector that leaves out answers is asked for one with every fifth report, and with all that
+    is urgent. The samples of reports that it had not acknowledged when the stream broke go into the
+    next, unless it says then that it has them.
 
     Events of `journal` are sent as soon as they are in it, in messages of their own unless a report
     waits. A stream begins by asking where the collector stands, and goes on from there: from the
@@ -81,6 +89,15 @@ class CollectorLink:
         self._waiting: HostReport | None = None
         self._under_way: HostReport | None = None
         self._newest: HostReport | None = None
+        # What no answer has told of yet, on this stream and from those that broke, by sequence.
+        self._unanswered: dict[int, HostReport] = {}
+        self._lost: dict[int, HostReport] = {}
+        self._leaves_out_answers = False
+        self._answered_at = 0.0
+        # Whether somebody waits until all is acknowledged.
+        self._asked = False
+        # The newest report that the collector had when it was asked where it stands.
+        self._acknowledged = 0
         # By journal, where the collector stands; None until this stream was told.
         self._positions: dict[str, int] | None = None
         self._takes_events = journal is not None
@@ -121,7 +138,11 @@ class CollectorLink:
         return away is None or self._clock.monotonic() - away < _AWAY_SECONDS
 
     async def delivered(self) -> None:
-        """Return once nothing waits or is under way, neither reports nor events."""
+        """Return once all that was offered is acknowledged, reports and events."""
+        if self._newest is not None and (self._unanswered or not self._idle.is_set()):
+            self._asked = True
+            self._idle.clear()
+            self._offered.set()
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -158,6 +179,7 @@ class CollectorLink:
         await self._offered.wait()
         self._positions = None
         self._takes_events, self._stalled = self._journal is not None, False
+        self._leaves_out_answers, self._acknowledged = False, 0
         call = self._stub.StreamReports()
         try:
             while True:
@@ -165,6 +187,7 @@ class CollectorLink:
                 self._offered.clear()
                 while await self._send_next(call):
                     pass
+                self._asked = False
                 self._idle.set()
         except TimeoutError:
             raise _StreamBroken("ACKNOWLEDGE_TIMEOUT") from None
@@ -178,13 +201,24 @@ class CollectorLink:
             self._keep_unacknowledged()
 
     def _keep_unacknowledged(self) -> None:
+        self._lost |= self._unanswered
+        self._unanswered = {}
         if self._under_way is not None:
-            # What came since holds its readings, but not its samples.
-            newer = self._waiting
-            self._waiting = self._under_way if newer is None else merged(self._under_way, newer)
+            self._lost[self._sequence] = self._under_way
             self._under_way = None
+        if self._lost:
+            self._idle.clear()
         if self._waiting is not None or not self._idle.is_set():
             self._offered.set()
+
+    def _take_back_lost(self) -> None:
+        """Have the samples of reports that the collector lacks sent with the next one."""
+        for sequence in sorted(self._lost, reverse=True):
+            lost = self._lost.pop(sequence)
+            if sequence > self._acknowledged:
+                # What came since holds its readings, but not its samples.
+                newer = self._waiting
+                self._waiting = lost if newer is None else merged(lost, newer)
 
     async def _send_next(self, call: "_Call") -> bool:
         """Send what is next, if anything; return whether there may be more."""
@@ -192,21 +226,37 @@ class CollectorLink:
             # Where the collector stands decides what it is sent.
             await self._send_events(call, None)
             return True
+        self._take_back_lost()
         batch = self._pending_events()
         if self._waiting is not None:
+            answered = batch is not None or self._wants_answer(self._waiting)
             self._under_way, self._waiting = self._waiting, None
             self._sequence += 1
             report = self._under_way._replace(
                 sequence=self._sequence,
                 collectors_before=sum(link.works for link in self._before),
             )
-            await self._send(call, _with_events(report, batch, self._journal), batch)
+            with_events = _with_events(report, batch, self._journal)
+            await self._send(call, with_events, batch, answered=answered)
+            if not answered:
+                self._unanswered[self._sequence] = self._under_way
             self._under_way = None
             return True
-        if batch is None:
+        if batch is None and not (self._asked and self._unanswered):
             return False
         await self._send_events(call, batch)
         return not self._stalled
+
+    def _wants_answer(self, report: HostReport) -> bool:
+        return (
+            report.leaving
+            or self._asked
+            or not self._leaves_out_answers
+            # Only an answer to a report shows that the collector works again.
+            or self._failures > 0
+            or len(self._unanswered) >= _MOST_UNANSWERED
+            or self._clock.monotonic() - self._answered_at >= _LONGEST_UNANSWERED_SECONDS
+        )
 
     def _pending_events(self) -> EventBatch | None:
         if self._journal is None or self._positions is None or not self._takes_events:
@@ -225,10 +275,20 @@ class CollectorLink:
         )
         await self._send(call, _with_events(report, batch, self._journal), batch)
 
-    async def _send(self, call: "_Call", report: HostReport, batch: EventBatch | None) -> None:
+    async def _send(
+        self,
+        call: "_Call",
+        report: HostReport,
+        batch: EventBatch | None,
+        *,
+        answered: bool = True,
+    ) -> None:
         message = wire.report_message(report)
+        message.no_answer = not answered
         async with asyncio.timeout(self._acknowledge_timeout_seconds):
             await call.write(message)
+            if not answered:
+                return
             answer = await call.read()
         if not isinstance(answer, gpu_metrics_pb2.StreamReportsResponse):
             raise _StreamBroken("ENDED")
@@ -243,6 +303,12 @@ class CollectorLink:
                     explanation="a newer agent run reports for the same host id",
                 )
             raise _StreamBroken("SUPERSEDED")
+        self._unanswered.clear()
+        self._leaves_out_answers = answer.leaves_out_answers
+        self._answered_at, self._acknowledged = (
+            self._clock.monotonic(),
+            answer.acknowledged_sequence,
+        )
         if not report.events_only:
             self._away_since = None
         if self._failures > 0 and not report.events_only:

@@ -27,7 +27,7 @@ class ForeignHost(PermissionDenied):
 
 
 class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
-    """Takes agents' reports into the view, their events into the store, and acknowledges each."""
+    """Takes agents' reports into the view, their events into the store, and acknowledges both."""
 
     def __init__(self, feed: FleetFeed, events: EventStore) -> None:
         self._feed = feed
@@ -36,7 +36,10 @@ class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
     async def StreamReports(  # noqa: N802  # the method's name in the protocol
         self, request_iterator: AsyncIterator[gpu_metrics_pb2.StreamReportsRequest], context: Any
     ) -> AsyncIterator[gpu_metrics_pb2.StreamReportsResponse]:
-        """Acknowledge every report once it is in the view and its events are in the store."""
+        """Acknowledge reports once they are in the view and their events are in the store.
+
+        Agents are spared most answers where they say so: to send one costs as much as to read one.
+        """
         host_id = ""
         async for request in request_iterator:
             report = wire.lazy_report_from_message(request)
@@ -51,7 +54,10 @@ class GpuReportServicer(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
             # First, for what happened is told even where the view has no room for the host.
             held = self._events.take(report)
             acknowledgement = self._feed.apply(report)
+            if request.no_answer:
+                continue
             yield gpu_metrics_pb2.StreamReportsResponse(
+                leaves_out_answers=True,
                 boot_id=acknowledgement.boot_id,
                 acknowledged_sequence=acknowledgement.sequence,
                 journal_id=report.journal_id,
