@@ -121,6 +121,45 @@ async def test_a_few_calls_without_requests_hide_no_overload() -> None:
     assert shedder.shedding
 
 
+async def looks_in(rounds: int, interceptor: SheddingInterceptor, *calls: Call) -> int:
+    """How often it looks in so many rounds, when these calls come in each."""
+    looks = 0
+
+    async def wait_seconds() -> float | None:
+        nonlocal looks
+        looks += 1
+        return 0.0
+
+    running = asyncio.create_task(interceptor.run(wait_seconds))
+    for _ in range(rounds):
+        for call in calls:
+            await interceptor.intercept(call, answered)
+        await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait({running})
+    return looks
+
+
+async def test_while_no_calls_come_few_looks_are_made() -> None:
+    shedder = LoadShedder(target_seconds=0.25)
+    assert 15 <= await looks_in(100, SheddingInterceptor(shedder)) <= 21
+    streams = (a_call(long_lived=True), a_call(foreign=True))
+    assert 15 <= await looks_in(100, SheddingInterceptor(shedder), *streams) <= 21
+
+
+async def test_while_calls_come_every_look_is_made() -> None:
+    interceptor = SheddingInterceptor(LoadShedder(target_seconds=0.25))
+    assert await looks_in(100, interceptor, a_call()) >= 95
+
+
+async def test_while_calls_are_turned_away_every_look_is_made() -> None:
+    shedder = LoadShedder(target_seconds=0.25)
+    interceptor = SheddingInterceptor(shedder)
+    shedder.share = 0.0
+    shedder.observe = lambda wait_seconds: None  # type: ignore[method-assign]  # it stays as slow
+    assert await looks_in(100, interceptor) >= 95
+
+
 async def test_looks_that_find_no_end_are_bounded() -> None:
     looks = 0
 

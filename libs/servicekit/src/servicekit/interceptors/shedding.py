@@ -18,6 +18,9 @@ log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 0.2
 _MAXIMUM_LOOKS = 25
+_QUIET_LOOKS = 4
+"""So many looks in a row are left out while no calls come. Each is a call: at five a second they
+would cost an idle server a hundredth of a core."""
 _RETRY_AFTER_SECONDS = 1.0
 
 
@@ -32,10 +35,13 @@ class SheddingInterceptor:
         self._looks_under_way = 0
         self._gave_way = 0
         self._others = 0
+        self._came = False
 
     async def intercept(self, call: Call, proceed: Proceed) -> Any:
         """Refuses the call when it is one of those to turn away."""
-        if call.declaration is None or call.long_lived or self._shedder.admit():
+        passes = call.declaration is None or call.long_lived
+        self._came = self._came or not passes
+        if passes or self._shedder.admit():
             try:
                 return await proceed(call)
             finally:
@@ -50,18 +56,23 @@ class SheddingInterceptor:
     def note_gave_way(self, count: int) -> None:
         """Takes how many calls gave way before they came here."""
         self._gave_way += count
+        self._came = True
 
     async def run(self, wait_seconds: Callable[[], Awaitable[float | None]]) -> None:
-        """Looks several times a second until cancelled.
+        """Looks several times a second, or once while no calls come, until cancelled.
 
         Args:
             wait_seconds: makes a call and returns how long it waited to begin, None when it could
                 not. Several are under way while calls wait for longer than a look takes.
         """
         async with asyncio.TaskGroup() as looks:
+            left_out = _QUIET_LOOKS
             while True:
-                if self._looks_under_way < _MAXIMUM_LOOKS:
+                if not (self._came or self._shedder.shedding) and left_out < _QUIET_LOOKS:
+                    left_out += 1
+                elif self._looks_under_way < _MAXIMUM_LOOKS:
                     self._looks_under_way += 1
+                    self._came, left_out = False, 0
                     looks.create_task(self._look(wait_seconds))
                 await asyncio.sleep(_LOOK_SECONDS)
 
