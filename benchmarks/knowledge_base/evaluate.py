@@ -278,7 +278,7 @@ async def evaluate(owner_url: str, sets: Sequence[Path], *, accept: bool) -> boo
     model_cache = load_settings(EmbeddingSettings, {}).model_cache_directory.expanduser()
     connection = await asyncpg.connect(owner_url)
     try:
-        async with OnnxEmbedder.from_package(model_cache, threads=2) as model:
+        async with OnnxEmbedder.from_package(model_cache, document_runs=2) as model:
             embedder = DiskCachedEmbedder(model, _CACHE)
             reranker = DiskCachedReranker(
                 LateInteraction(model), embedder, _CACHE.with_name("codes.sqlite3")

@@ -100,7 +100,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def embedder(cache: Path) -> Iterator[OnnxEmbedder]:
-    embedder = OnnxEmbedder.from_package(cache)
+    embedder = OnnxEmbedder.from_package(cache, query_threads=2)
     yield embedder
     embedder.close()
 
@@ -115,6 +115,17 @@ async def test_vectors_are_those_of_the_published_model(embedder: OnnxEmbedder) 
         assert vectors.shape == (len(SENTENCES), embedder.dimensions)
         assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-6)
         assert (vectors.astype(np.float64) * expected).sum(axis=1).min() >= 0.999999
+
+
+async def test_a_query_on_several_threads_has_the_vector_of_one(
+    cache: Path, embedder: OnnxEmbedder
+) -> None:
+    async with OnnxEmbedder.from_package(cache) as on_one_thread:
+        for text in SENTENCES:
+            expected = await on_one_thread.read_query(text)
+            reading = await embedder.read_query(text)
+            assert np.array_equal(await embedder.embed_query(text), expected.vector)
+            assert np.array_equal(reading.tokens, expected.tokens)
 
 
 async def test_meaning_not_words_decides(embedder: OnnxEmbedder) -> None:

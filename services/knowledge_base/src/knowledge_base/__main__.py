@@ -353,7 +353,7 @@ async def _open_embedder(settings: EmbeddingSettings) -> OnnxEmbedder:
     return await asyncio.to_thread(
         OnnxEmbedder.from_package,
         settings.model_cache_directory.expanduser(),
-        threads=settings.threads,
+        query_threads=settings.query_threads,
         document_runs=settings.document_runs,
     )
 

@@ -118,12 +118,12 @@ class EmbeddingSettings:
         default=Path("~/.cache/gamekeeper/models"),
         help="where the model's graph is kept, 90 MB, written once",
     )
-    threads: int = setting(
+    query_threads: int = setting(
         "KNOWLEDGE_BASE_EMBEDDING_THREADS",
-        default=1,
+        default=2,
         minimum=1,
         maximum=64,
-        help="threads of one run of the model",
+        help="threads of a run of the model that embeds queries",
     )
     document_runs: int = setting(
         "KNOWLEDGE_BASE_EMBEDDING_DOCUMENT_RUNS",

@@ -56,30 +56,25 @@ class OnnxEmbedder:
     """Embeds texts as unit vectors of 384 float32.
 
     Queries have a worker of their own and do not wait behind documents; those that come while it
-    runs share its next run.
+    runs share its next run. Their runs may have several threads, which shortens the wait; documents
+    are embedded by one thread a run, which costs the least processor time. Vectors are the same, to
+    the bit.
 
     Args:
         graph: the ONNX graph, see `ensure_graph`.
         tokenizer: the tokenizer's JSON file.
-        threads: threads of one model run.
+        query_threads: threads of a run that embeds queries; more than one hold the weights a second
+            time, 42 MB.
         document_runs: how many runs embed documents at once. Two runs of one thread each take two
             cores whole; one run of two threads does not.
     """
 
     def __init__(
-        self, graph: Path, tokenizer: Path, *, threads: int = 1, document_runs: int = 1
+        self, graph: Path, tokenizer: Path, *, query_threads: int = 1, document_runs: int = 1
     ) -> None:
-        options = onnxruntime.SessionOptions()
-        # What a run frees is kept for the next one (ONNX Runtime's arena), up to what two or three
-        # of the largest runs need. Given back to the system, each run's memory comes as 2,000 page
-        # faults: 9 % more processor time for documents, and no less memory (188 against 182 MB).
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Else further threads wait in a loop for the next run, 15 ms of a core after each, which is
-        # when the database wants it.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = onnxruntime.InferenceSession(
-            str(graph), options, providers=["CPUExecutionProvider"]
+        self._session = _open_session(graph, 1)
+        self._query_session = (
+            _open_session(graph, query_threads) if query_threads > 1 else self._session
         )
         self._tokenizer = Tokenizer.from_file(str(tokenizer))
         self._tokenizer.enable_truncation(MAXIMUM_TOKENS)
@@ -96,11 +91,11 @@ class OnnxEmbedder:
 
     @classmethod
     def from_package(
-        cls, cache_directory: Path, *, threads: int = 1, document_runs: int = 1
+        cls, cache_directory: Path, *, query_threads: int = 1, document_runs: int = 1
     ) -> Self:
         """Returns an embedder on the installed weights, its graph kept in `cache_directory`.
 
-        Blocks for about a second when the graph must be written, else for 0.3 s.
+        Blocks for about a second when the graph must be written, else for 0.4 s.
 
         Raises:
             ModelFilesError: the weights are absent or not the published ones.
@@ -110,7 +105,7 @@ class OnnxEmbedder:
         return cls(
             ensure_graph(files, cache_directory),
             files.tokenizer,
-            threads=threads,
+            query_threads=query_threads,
             document_runs=document_runs,
         )
 
@@ -147,7 +142,9 @@ class OnnxEmbedder:
 
         async def read(batch: Sequence[int]) -> None:
             async with self._documents:
-                found = await self._submit(self._read, [texts[index] for index in batch])
+                found = await self._submit(
+                    partial(self._read, self._session), [texts[index] for index in batch]
+                )
             readings.update(zip(batch, found, strict=True))
 
         start = 0
@@ -165,7 +162,7 @@ class OnnxEmbedder:
         """
         known = self._read_lately.get(text)
         if known is None:
-            (known,) = await self._submit(self._read, [text])
+            (known,) = await self._submit(partial(self._read, self._query_session), [text])
             self._remember([text], [known])
         return known
 
@@ -194,7 +191,7 @@ class OnnxEmbedder:
         return asyncio.get_running_loop().run_in_executor(self._executor, run, texts)
 
     def _vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        readings = self._read(texts)
+        readings = self._read(self._query_session, texts)
         self._remember(texts, readings)
         rows = [reading.vector for reading in readings]
         return np.array(rows, dtype=np.float32).reshape(len(rows), self.dimensions)
@@ -206,31 +203,46 @@ class OnnxEmbedder:
         while len(lately) > _REMEMBERED_QUERIES:
             lately.popitem(last=False)
 
-    def _read(self, texts: Sequence[str]) -> list[Reading]:
+    def _read(self, session: onnxruntime.InferenceSession, texts: Sequence[str]) -> list[Reading]:
         encodings = [self._tokenizer.encode(text) for text in texts]
         readings: list[Reading] = []
         while len(readings) < len(encodings):
             left = encodings[len(readings) :]
-            readings += self._infer(left[: _run_size(left)])
+            readings += _infer(session, left[: _run_size(left)])
         return readings
 
-    def _infer(self, encodings: Sequence[Encoding]) -> list[Reading]:
-        longest = max(len(encoding.ids) for encoding in encodings)
-        ids = np.zeros((len(encodings), longest), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for row, encoding in enumerate(encodings):
-            ids[row, : len(encoding.ids)] = encoding.ids
-            mask[row, : len(encoding.ids)] = 1
-        vectors, tokens = self._session.run(
-            ["embedding", "tokens"], {"input_ids": ids, "attention_mask": mask}
-        )
-        # Copied, since a view would keep the whole run's memory.
-        readings = []
-        for row, encoding in enumerate(encodings):
-            inner = slice(1, len(encoding.ids) - 1)
-            ranks = np.maximum(1, ids[row, inner] - _FIRST_WORD + 1)
-            readings.append(Reading(vectors[row].copy(), tokens[row, inner].copy(), ranks))
-        return readings
+
+def _open_session(graph: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    # What a run frees is kept for the next one (ONNX Runtime's arena), up to what two or three
+    # of the largest runs need. Given back to the system, each run's memory comes as 2,000 page
+    # faults: 9 % more processor time for documents, and no less memory (188 against 182 MB).
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Else threads wait for each other in a loop. Where the second core was free that gained nothing
+    # (5.7 ms for a query of 15 tokens either way, 8.5 with one thread); where it was not, a thread
+    # in a loop waited for one that had no core, and a run took 17 ms in place of 9.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+
+
+def _infer(session: onnxruntime.InferenceSession, encodings: Sequence[Encoding]) -> list[Reading]:
+    longest = max(len(encoding.ids) for encoding in encodings)
+    ids = np.zeros((len(encodings), longest), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, encoding in enumerate(encodings):
+        ids[row, : len(encoding.ids)] = encoding.ids
+        mask[row, : len(encoding.ids)] = 1
+    vectors, tokens = session.run(
+        ["embedding", "tokens"], {"input_ids": ids, "attention_mask": mask}
+    )
+    # Copied, since a view would keep the whole run's memory.
+    readings = []
+    for row, encoding in enumerate(encodings):
+        inner = slice(1, len(encoding.ids) - 1)
+        ranks = np.maximum(1, ids[row, inner] - _FIRST_WORD + 1)
+        readings.append(Reading(vectors[row].copy(), tokens[row, inner].copy(), ranks))
+    return readings
 
 
 def _batch_size(characters: int) -> int:
