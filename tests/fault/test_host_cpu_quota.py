@@ -161,7 +161,7 @@ async def knows_all(stub: Any) -> bool:
 
 
 async def carried(stub: Any, seconds: float) -> float:
-    """Returns the calls a second that two callers, one call at a time each, get answered."""
+    """Returns the calls a second that three callers, one call at a time each, get answered."""
     end = time.monotonic() + seconds
     answered = 0
 
@@ -175,7 +175,7 @@ async def carried(stub: Any, seconds: float) -> float:
                 pass
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(2):
+        for _ in range(3):
             group.create_task(caller())
     return answered / seconds
 
