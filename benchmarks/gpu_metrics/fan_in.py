@@ -7,7 +7,9 @@ core, parsed and taken in by view and history, beside the limit that parsing alo
 turn, the best of the rounds. Once in reports of one sample of each of 8 GPUs, and once as agents
 send them, in reports of a second that hold ten samples of each GPU in a block. Through gRPC:
 processor time of a collector process to which 100 hosts with 8 GPUs report once a second what they
-sampled ten times a second, as a share of one core.
+sampled ten times a second, as a share of one core. Once as agents do it, at twenty moments of a
+second that they share and with every fifth report answered; and once each at a time of its own,
+with an answer to each, as agents did before.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ HOSTS = 100
 SAMPLES_PER_SECOND = 10
 WANTED_SAMPLES_PER_SECOND = 200_000
 WANTED_CORE_SHARE = 0.05
+MOMENTS_PER_SECOND = 20
+ANSWERED_EVERY = 5
 _START_SECONDS = 60.0
 _MOMENTS = tuple(FleetMetric(number) for number in range(1, 7))
 
@@ -204,39 +208,55 @@ def _address(log: Path) -> str:
 
 
 async def _report_once_a_second(
-    stub: gpu_metrics_pb2_grpc.GpuReportServiceAsyncStub, host: int, until: float
+    stub: gpu_metrics_pb2_grpc.GpuReportServiceAsyncStub,
+    host: int,
+    began: float,
+    seconds: float,
+    *,
+    together: bool,
 ) -> int:
+    """Return how many reports of a host were sent, each acknowledged by itself or a later one."""
+    moments = MOMENTS_PER_SECOND if together else HOSTS
+    due = began + host % moments / moments
+    await asyncio.sleep(due - time.monotonic())
+    # Whoever opens a stream sends the first report with it.
     stream = stub.StreamReports(timeout=600)
-    acknowledged = 0
-    # Agents do not report in step.
-    due = time.monotonic() + host / HOSTS
-    while due < until:
+    sequence = 0
+    while due < began + seconds:
         await asyncio.sleep(due - time.monotonic())
-        sequence = acknowledged + 1
+        sequence += 1
         report = _report(host, sequence, datetime.now(UTC), time.monotonic_ns() // 1000)
         report = report._replace(series=_series(sequence))
-        await stream.write(wire.report_message(report))
-        if await stream.read() is grpc.aio.EOF:
+        message = wire.report_message(report)
+        message.no_answer = together and sequence % ANSWERED_EVERY != 1
+        await stream.write(message)
+        if not message.no_answer and await stream.read() is grpc.aio.EOF:
             raise RuntimeError("the collector ended the stream")
-        acknowledged += 1
         due += 1.0
     stream.cancel()
-    return acknowledged
+    return sequence
 
 
-async def through_grpc(seconds: float, directory: Path) -> tuple[float, float, float]:
+async def through_grpc(
+    seconds: float, directory: Path, *, together: bool
+) -> tuple[float, float, float]:
     """Return the collector's share of a core, GPU samples per second, and its memory in MB."""
     with _collector(directory / "collector.log") as (address, process):
         async with open_channel(address) as channel:
             stub = gpu_metrics_pb2_grpc.GpuReportServiceStub(channel)
-            warm = time.monotonic() + 3
-            await asyncio.gather(*(_report_once_a_second(stub, h, warm) for h in range(HOSTS)))
+            began = time.monotonic()
+            await asyncio.gather(
+                *(_report_once_a_second(stub, h, began, 3, together=together) for h in range(HOSTS))
+            )
             # The agents start again, as they do: a new run of each would be another boot id.
         async with open_channel(address) as channel:
             stub = gpu_metrics_pb2_grpc.GpuReportServiceStub(channel)
             before, began = process.cpu_times(), time.monotonic()
             told = await asyncio.gather(
-                *(_report_once_a_second(stub, host, began + seconds) for host in range(HOSTS))
+                *(
+                    _report_once_a_second(stub, host, began, seconds, together=together)
+                    for host in range(HOSTS)
+                )
             )
             after, lasted = process.cpu_times(), time.monotonic() - began
             memory = process.memory_info().rss / 1e6
@@ -260,12 +280,18 @@ def main() -> int:
         print(f"  parsed and taken in      {taken_in:>12,.0f} GPU samples/s")
         print(f"  wanted                   {WANTED_SAMPLES_PER_SECOND:>12,} GPU samples/s")
 
-    with tempfile.TemporaryDirectory() as directory:
-        share, samples, memory = asyncio.run(through_grpc(arguments.seconds, Path(directory)))
-    print(f"through gRPC, {HOSTS} hosts of {GPUS_PER_HOST} GPUs at {SAMPLES_PER_SECOND} Hz:")
-    print(f"  GPU samples              {samples:>12,.0f} /s, six figures each")
-    print(f"  the collector takes      {share:>12.1%} of a core (wanted {WANTED_CORE_SHARE:.0%})")
-    print(f"  its memory               {memory:>12,.0f} MB")
+    for together in (True, False):
+        with tempfile.TemporaryDirectory() as directory:
+            share, samples, memory = asyncio.run(
+                through_grpc(arguments.seconds, Path(directory), together=together)
+            )
+        print(f"through gRPC, {HOSTS} hosts of {GPUS_PER_HOST} GPUs at {SAMPLES_PER_SECOND} Hz,")
+        print("as agents report:" if together else "each at a time of its own, and all answered:")
+        print(f"  GPU samples              {samples:>12,.0f} /s, six figures each")
+        print(
+            f"  the collector takes      {share:>12.1%} of a core (wanted {WANTED_CORE_SHARE:.0%})"
+        )
+        print(f"  its memory               {memory:>12,.0f} MB")
     return 0
 
 
