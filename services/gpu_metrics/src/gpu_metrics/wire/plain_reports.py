@@ -30,8 +30,15 @@ _TIERS = frozenset(tier_pb2.Tier.values()) - {0}
 _METRICS = frozenset(samples_pb2.FleetMetric.values()) - {0}
 _STATES = frozenset(fleet_pb2.ModelServerState.values())
 _PURCHASES = frozenset(fleet_pb2.PurchaseOption.values())
-_REASONS = frozenset(fleet_pb2.MissingReason.values())
+# The fields that agents name, with every reason; a name of another kind is looked at at length.
+_MISSING_READINGS = frozenset(
+    (field.name, reason)
+    for kind in (fleet_pb2.GpuSample, fleet_pb2.ModelServerSample)
+    for field in kind.DESCRIPTOR.fields
+    for reason in fleet_pb2.MissingReason.values()
+)
 
+_missing_parts = attrgetter("field", "reason")
 # What has rules, read at once: nearly all of the time is that of reading one field after the other.
 _gpu_parts = attrgetter(
     "gpu_uuid",
@@ -135,11 +142,7 @@ def _block_fits(block: samples_pb2.SampleBlock) -> bool:
 
 
 def _missing_fit(missing: Any) -> bool:
-    return len(missing) <= _MISSING and all(map(_reason_fits, missing))
-
-
-def _reason_fits(missing: fleet_pb2.MissingReading) -> bool:
-    return missing.reason in _REASONS and _name(missing.field, 1, 64)
+    return len(missing) <= _MISSING and _MISSING_READINGS.issuperset(map(_missing_parts, missing))
 
 
 def _name(text: str, shortest: int, longest: int) -> bool:
