@@ -171,6 +171,7 @@ async def test_pruning_frequent_words_changes_nothing(
 
         async def found(
             frequent_from: int,
+            *,
             mode: str = mode,
             query: str = query,
             vector: Any = vector,
