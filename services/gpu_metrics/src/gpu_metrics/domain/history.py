@@ -168,10 +168,13 @@ class History:
         for moments, (offsets, numbers, values) in accepted.blocks:
             columns, places = _places(numbers, len(host.gpus))
             told.update(places)
-            starts = [column * len(offsets) for column in columns]
+            length = len(offsets)
             for second, start, end in moments:
-                of_second: list[Sequence[float]]
-                of_second = [values[at + start : at + end] for at in starts]
+                firsts: Iterable[int] = range(start, len(values), length)
+                if len(columns) < len(numbers):
+                    firsts = [column * length + start for column in columns]
+                size = end - start
+                of_second: list[Sequence[float]] = [values[at : at + size] for at in firsts]
                 pieces.setdefault(second, []).append((places, of_second))
         for each in accepted.series:
             _, places = _places((column_of(each.gpu_index, each.metric),), len(host.gpus))

@@ -143,17 +143,9 @@ class _Ring:
     def reserve(self, number: int, before: int = 0) -> int:
         """Return where row `number` is, or -1 when it is no longer kept; newer ones are begun.
 
-        A ring that is empty keeps room for `before` rows before the first. A row that is begun is
-        to be written.
+        A ring that is empty keeps room for `before` rows before the first.
         """
         size = self._row.size
-        if number == self.newest + 1 and number:
-            self.newest = number
-            offset = number - self._origin
-            if offset < self._capacity:
-                self._bytes += self._blank
-                return offset * size
-            return offset % self._capacity * size
         if self.newest < 0 or number - self.newest >= self._capacity:
             self._origin = number - min(before, self._capacity - 1)
             self._bytes = bytearray((number - self._origin + 1) * size)
@@ -174,6 +166,15 @@ class _Ring:
     def oldest(self) -> int:
         """Return the oldest row that is kept."""
         return max(self._origin, self.newest - self._capacity + 1)
+
+    def append(self, fields: Sequence[float]) -> None:
+        """Add the row after the newest; the ring must not be empty."""
+        self.newest += 1
+        offset = self.newest - self._origin
+        if offset < self._capacity:
+            self._bytes += self._row.pack(*fields)
+        else:
+            self._row.pack_into(self._bytes, offset % self._capacity * self._row.size, *fields)
 
     def write_row(self, place: int, fields: Sequence[float]) -> None:
         """Set all cells of the row at a place."""
@@ -240,6 +241,9 @@ class Track:
         begins = second > ring.newest
         if begins:
             self._fold_until(second)
+            if 0 <= ring.newest == second - 1:
+                ring.append(fields)
+                return True
         elif second < self._to_fold:
             return False
         place = ring.reserve(second, self._late)

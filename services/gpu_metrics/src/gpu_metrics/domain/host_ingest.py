@@ -5,6 +5,7 @@ collector's clock; all others are counted, by why, and dropped. Reports that arr
 still fill the hole they left; reports and samples that were there before are duplicates.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,9 +82,13 @@ class AcceptedSeries(NamedTuple):
 
 
 def moments_of(seconds: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
-    """Return runs of the same second: which, from where, to before where."""
-    if seconds[0] == seconds[-1]:
-        return ((seconds[0], 0, len(seconds)),)
+    """Return runs of the same second, of those in order: which, from where, to before where."""
+    first, last = seconds[0], seconds[-1]
+    if first == last:
+        return ((first, 0, len(seconds)),)
+    if first + 1 == last:
+        begins = bisect_left(seconds, last)
+        return ((first, 0, begins), (last, begins, len(seconds)))
     moments = []
     start = 0
     for second, same in groupby(seconds):
@@ -119,6 +124,7 @@ class HostIngest:
     """
 
     __slots__ = (
+        "_block",
         "_clock",
         "_gaps",
         "_has_monotonic",
@@ -138,6 +144,9 @@ class HostIngest:
         self._jumped = False
         self._has_monotonic = False
         self._newest: dict[int, int] = {}
+        # The last block's columns and newest moment, where they are not among `_newest` yet. Blocks
+        # of a host mostly have the same columns, and then one moment stands for all of them.
+        self._block: tuple[tuple[int, ...], int] | None = None
         self._gaps: dict[int, tuple[int, int]] = {}
         self.clock_sets = 0
 
@@ -147,6 +156,7 @@ class HostIngest:
         What the host's clock is like is still known, and so is up to when it told its samples.
         """
         following = HostIngest(self._window / _SECOND, self._clock)
+        self._settle_block()
         following._newest = self._newest
         following._has_monotonic = self._has_monotonic
         return following
@@ -228,7 +238,7 @@ class HostIngest:
             or has_monotonic is not self._has_monotonic
         ):
             # Times of before are of another count than those that come.
-            self._newest, self._gaps = {}, {}
+            self._newest, self._gaps, self._block = {}, {}, None
         self._has_monotonic = has_monotonic
 
     def _accept_block(
@@ -246,12 +256,23 @@ class HostIngest:
         placed = self._placed(offsets, placing)
         if placed.fate not in _TAKEN:
             return False
-        if max(map(self._newest.get, block.columns, repeat(_NEVER))) >= placed.first:
+        if self._block is not None and self._block[0] == block.columns:
+            newest = self._block[1]
+        else:
+            self._settle_block()
+            newest = max(map(self._newest.get, block.columns, repeat(_NEVER)))
+        if newest >= placed.first:
             return False
-        self._newest.update(dict.fromkeys(block.columns, placed.last))
+        self._block = (block.columns, placed.last)
         placing.accepted += len(block.values)
         accepted.append(AcceptedBlock(placed.moments, block))
         return True
+
+    def _settle_block(self) -> None:
+        if self._block is not None:
+            columns, last = self._block
+            self._newest.update(dict.fromkeys(columns, last))
+            self._block = None
 
     def _accept_series(
         self, series: SampleSeries, placing: "_Placing", fates: Counter[SampleFate]
@@ -260,6 +281,7 @@ class HostIngest:
         if not offsets:
             return None
         placed = self._placed(offsets, placing)
+        self._settle_block()
         key = column_of(series.gpu_index, series.metric)
         newest = self._newest.get(key)
         if newest is None or (placing.in_order and placed.first > newest):
