@@ -7,9 +7,9 @@ core, parsed and taken in by view and history, beside the limit that parsing alo
 turn, the best of the rounds. Once in reports of one sample of each of 8 GPUs, and once as agents
 send them, in reports of a second that hold ten samples of each GPU in a block. Through gRPC:
 processor time of a collector process to which 100 hosts with 8 GPUs report once a second what they
-sampled ten times a second, as a share of one core. Once as agents do it, at twenty moments of a
-second that they share and with every fifth report answered; and once each at a time of its own,
-with an answer to each, as agents did before.
+sampled ten times a second, as a share of one core. Once as agents do it, after a reading of up to
+5 ms that begins at one of twenty moments of a second that they share, and with every fifth report
+answered; and once each at a time of its own, with an answer to each, as agents did before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import logging
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -49,6 +50,7 @@ WANTED_SAMPLES_PER_SECOND = 200_000
 WANTED_CORE_SHARE = 0.05
 MOMENTS_PER_SECOND = 20
 ANSWERED_EVERY = 5
+LONGEST_READING_SECONDS = 0.005
 _START_SECONDS = 60.0
 _MOMENTS = tuple(FleetMetric(number) for number in range(1, 7))
 
@@ -222,8 +224,10 @@ async def _report_once_a_second(
     # Whoever opens a stream sends the first report with it.
     stream = stub.StreamReports(timeout=600)
     sequence = 0
+    rng = random.Random(host)  # noqa: S311  # no secret
     while due < began + seconds:
-        await asyncio.sleep(due - time.monotonic())
+        reading_seconds = rng.uniform(0.0, LONGEST_READING_SECONDS) if together else 0.0
+        await asyncio.sleep(due + reading_seconds - time.monotonic())
         sequence += 1
         report = _report(host, sequence, datetime.now(UTC), time.monotonic_ns() // 1000)
         report = report._replace(series=_series(sequence))

@@ -31,10 +31,10 @@ log = structlog.get_logger(__name__)
 
 # As many as the protocol takes.
 _MOST_GPUS = 64
-# Agents of all hosts send their reports at the same moments of the wall clock, twenty a second. A
-# collector that gets five at a time is woken a fifth as often, which is most of what a report costs
-# it; and of a thousand hosts, in step with nobody's second, no more than fifty come at once.
-_SLOT_SECONDS = 0.05
+# Agents of all hosts read, and so report, at the same moments of the wall clock, twenty a second. A
+# collector that gets five reports at a time is woken a fifth as often, which is most of what one
+# costs it; and of a thousand hosts, in step with nobody's second, no more than fifty come at once.
+_SHARED_MOMENT_SECONDS = 0.05
 
 
 class Agent:
@@ -45,7 +45,7 @@ class Agent:
     first one's counts. What `event_sources` see goes into the `journal`, from where the sinks take
     it. `background` is work that the sources need, run beside the agent.
 
-    A report is offered at the next of twenty moments a second that all agents share.
+    It reads at the nearest of twenty moments a second that all agents share, and offers at once.
     """
 
     def __init__(
@@ -160,13 +160,18 @@ class Agent:
         due = self._clock.monotonic()
         while True:
             report = await self.read()
-            await self._clock.sleep(_SLOT_SECONDS - self._clock.now().timestamp() % _SLOT_SECONDS)
             for sink in self._sinks:
                 sink.offer(report)
             now = self._clock.monotonic()
             # After a reading that took longer than the interval, go on from now; do not catch up.
             due = max(due + self._interval_seconds, now)
-            await self._clock.sleep(due - now)
+            due += self._to_shared_moment(due - now)
+            await self._clock.sleep(max(0.0, due - now))
+
+    def _to_shared_moment(self, wait_seconds: float) -> float:
+        """Return how much longer to wait, or shorter, to end at the nearest shared moment."""
+        since = (self._clock.now().timestamp() + wait_seconds) % _SHARED_MOMENT_SECONDS
+        return -since if since < _SHARED_MOMENT_SECONDS / 2 else _SHARED_MOMENT_SECONDS - since
 
     async def _write_down(self, source: GpuEventSource) -> None:
         """Take what a source sees; the next event is asked for once the one before is safe."""
