@@ -22,6 +22,7 @@ from knowledge_base.adapters.schema import migrate_schema
 from knowledge_base.config import DatabaseSettings
 from knowledge_base.ports import RequestKey
 from knowledge_base.testing import (
+    SERVICE_ROLE,
     RunningKnowledgeBase,
     serve_knowledge_base,
     service_url,
@@ -306,8 +307,12 @@ async def test_the_service_refuses_to_work_as_an_owner(knowledge_base_database: 
 
 
 async def test_the_service_refuses_a_database_without_its_schema(
-    running: RunningKnowledgeBase, knowledge_base_database: str
+    knowledge_base_database: str,
 ) -> None:
+    # The role is made with the schema, and stays.
+    await migrate_schema(
+        knowledge_base_database, service_url(knowledge_base_database), SERVICE_ROLE
+    )
     owner = await asyncpg.connect(knowledge_base_database)
     await owner.execute("DROP SCHEMA knowledge_base CASCADE")
     await owner.close()
