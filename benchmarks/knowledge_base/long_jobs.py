@@ -1,7 +1,7 @@
 """What the long jobs take, and what searches notice of them.
 
 A world of 5,000 events is copied, exported, taken in again and erased, through the service. Then
-the embedding model of 20,000 events changes from 384 to 1,024 dimensions while callers recall and
+the embedding model of 25,000 events changes from 384 to 1,024 dimensions while callers recall and
 record: each answer is compared with the one before the change. The second model is an isometric
 image of the first, so that all answers must stay; both hash words, as no model's speed is asked
 here. The change goes as fast as it can, which the shipped setting does not.
