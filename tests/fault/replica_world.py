@@ -11,8 +11,6 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 import asyncpg
-import grpc
-import grpc.aio
 
 from autoscaler.domain.tiers import Tier
 from autoscaler.testing.outside import ScriptedCollector, ScriptedRouter
@@ -67,16 +65,7 @@ class ReplicaProcess:
     stub: autoscaler_pb2_grpc.AutoscalerServiceAsyncStub
 
     async def status(self) -> pb.GetStatusResponse:
-        """Asks; a replica that begins loads the AWS SDK beside, and may ask for patience."""
-        request = pb.GetStatusRequest()
-        async with asyncio.timeout(80):
-            while True:
-                try:
-                    return await self.stub.GetStatus(request, timeout=80, wait_for_ready=True)
-                except grpc.aio.AioRpcError as error:
-                    if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
-                        raise
-                    await asyncio.sleep(0.1)
+        return await self.stub.GetStatus(pb.GetStatusRequest(), timeout=80, wait_for_ready=True)
 
     async def leader(self) -> str:
         return (await self.status()).leader_id
