@@ -1,7 +1,8 @@
 """What game services do with a router while the network between them is bad.
 
-As a program, it plays against the router of its first argument: it reads seconds to play, one line
-each, plays so long and answers with what the players saw, as a line of JSON.
+As a program, it plays against the router of its first argument, each caller over a connection of
+its own: it reads seconds to play, one line each, plays so long and answers with what the players
+saw, as a line of JSON. To the line `well` it answers once all is well again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import grpc
@@ -25,12 +26,13 @@ from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.watching import watch
 
-__all__ = ["CALLERS", "DEADLINE_SECONDS", "Tally", "players_of"]
+__all__ = ["DEADLINE_SECONDS", "UNTIL_WELL", "Tally", "players_of"]
 
 DEADLINE_SECONDS = 2.0
 CALLERS = 10
 LONG_PROMPT = "x" * 20_000
 """Together with its frames this takes a sixth of a second of a megabit link."""
+UNTIL_WELL = "well"
 
 
 @dataclass(slots=True)
@@ -62,15 +64,22 @@ class Tally:
 
 
 @asynccontextmanager
-async def players_of(target: str, *, with_text: bool) -> AsyncIterator[Tally]:
-    """Callers and a watcher of the router at `target`; one caller asks for text, if so wanted."""
+async def players_of(target: str, *, with_text: bool, channels: int = 1) -> AsyncIterator[Tally]:
+    """Callers and a watcher of the router at `target`, spread over so many channels.
+
+    One caller asks for text, if so wanted.
+    """
     loop, tally = asyncio.get_running_loop(), Tally()
     message = pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=LONG_PROMPT)
     spec = pb.GenerationSpec(messages=[message], tier=tier_pb2.TIER_GOLD, max_output_tokens=8)
-    async with open_channel(target) as channel:
-        stub = rpc.AiRouterServiceStub(channel)
+    async with AsyncExitStack() as opened:
+        stubs = [
+            rpc.AiRouterServiceStub(await opened.enter_async_context(open_channel(target)))
+            for _ in range(channels)
+        ]
 
         async def call(number: int) -> None:
+            stub = stubs[number % channels]
             while True:
                 begun = loop.time()
                 try:
@@ -88,7 +97,7 @@ async def players_of(target: str, *, with_text: bool) -> AsyncIterator[Tally]:
 
         async def follow() -> None:
             updates = watch(
-                lambda token: stub.WatchDemand(pb.WatchDemandRequest(resume_token=token)),
+                lambda token: stubs[0].WatchDemand(pb.WatchDemandRequest(resume_token=token)),
                 token_of=lambda update: update.resume_token,
                 clock=SystemClock(),
                 name="demand",
@@ -107,17 +116,21 @@ async def players_of(target: str, *, with_text: bool) -> AsyncIterator[Tally]:
 
 
 async def _play(target: str) -> None:
-    async with players_of(target, with_text=False) as tally:
+    loop = asyncio.get_running_loop()
+    async with players_of(target, with_text=False, channels=CALLERS) as tally:
         await tally.well_again()
         while line := await asyncio.to_thread(sys.stdin.readline):
-            before, tally.longest_seconds = tally.answered, 0.0
+            begun, before, tally.longest_seconds = loop.time(), tally.answered, 0.0
             tally.codes.clear()
-            await asyncio.sleep(float(line))
+            if line.strip() == UNTIL_WELL:
+                await tally.well_again()
+            else:
+                await asyncio.sleep(float(line))
             seen = {
                 "answered": tally.answered - before,
                 "codes": tally.codes,
                 "longest_seconds": tally.longest_seconds,
-                "updates": tally.updates,
+                "seconds": loop.time() - begun,
             }
             print(json.dumps(seen), flush=True)
 
