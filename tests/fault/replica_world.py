@@ -24,7 +24,7 @@ from localsuite.aws.faults import FaultInjector
 from localsuite.aws.region import Region
 from localsuite.aws.server import LocalAwsServer
 from localsuite.aws.tiers import TierCapacity, group_name
-from localsuite.ports import choose_ports
+from localsuite.ports import free_ports
 from servicekit.channels import open_channel
 from servicekit.clock import SystemClock
 from servicekit.server import RpcServer, ServerSettings
@@ -130,7 +130,7 @@ class ReplicaWorld:
         }
 
     async def spawn(self, name: str) -> ReplicaProcess:
-        address = f"127.0.0.1:{choose_ports(0).autoscaler}"
+        address = f"127.0.0.1:{free_ports(1)[0]}"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "autoscaler"),

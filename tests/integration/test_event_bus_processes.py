@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -42,6 +41,7 @@ from localsuite.aws.event_bus import (
     topic_arn,
 )
 from localsuite.aws.testing import LocalAws
+from localsuite.ports import free_ports
 from messaging.codec import decode_event, encode_event, new_event
 from messaging.dead_letters import ATTRIBUTE_REASON
 from servicekit.channels import open_channel
@@ -123,9 +123,7 @@ class Bus:
 async def process(
     service: str, environ: Mapping[str, str], log: Path, *, kill: bool = False
 ) -> AsyncIterator[grpc.aio.Channel]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "GAMEKEEPER_"))}
     with log.open("wb") as output:
         child = await asyncio.create_subprocess_exec(

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 import uuid
 from collections.abc import AsyncIterator
@@ -17,6 +16,7 @@ import pytest
 from gaming.knowledge_base.v1 import knowledge_base_pb2_grpc as pb_grpc
 from gaming.knowledge_base.v1 import lore_pb2, story_pb2, worlds_pb2
 from knowledge_base.testing import service_url
+from localsuite.ports import free_ports
 from servicekit.channels import open_channel
 
 START_SECONDS = 60
@@ -50,17 +50,11 @@ async def run(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
     return process.returncode, output.decode()
 
 
-def free_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 @asynccontextmanager
 async def served(
     environment: dict[str, str], log: Path
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, grpc.aio.Channel]]:
-    address = free_address()
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import psutil
 
 __all__ = ["PortInUseError", "Ports", "choose_ports", "free_ports", "port_taken"]
+
+_LOWEST = 20_000
+_LEAST_CHOICE = 1_000
+_DYNAMIC_PORTS_FROM = 49_152
+"""Where IANA's dynamic ports begin (RFC 6335); Linux hands out others and says which."""
 
 
 class PortInUseError(Exception):
@@ -52,14 +59,30 @@ def choose_ports(base: int) -> Ports:
 
 
 def free_ports(count: int) -> list[int]:
-    """Returns different ports that nobody listened on a moment ago."""
+    """Returns different ports that nobody listens on.
+
+    They lie below those that the kernel gives to whoever asks for any port: one of these would now
+    and then be somebody else's by the time that it is listened on.
+    """
+    draw = random.SystemRandom()
+    above = _first_given_port()
     with contextlib.ExitStack() as held:
-        ports = []
-        for _ in range(count):
+        ports: list[int] = []
+        while len(ports) < count:
             probe = held.enter_context(socket.socket())
-            probe.bind(("127.0.0.1", 0))
-            ports.append(int(probe.getsockname()[1]))
+            roomy = above - _LOWEST >= _LEAST_CHOICE
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", draw.randrange(_LOWEST, above) if roomy else 0))
+                ports.append(int(probe.getsockname()[1]))
         return ports
+
+
+def _first_given_port() -> int:
+    try:
+        told = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+    except OSError:
+        return _DYNAMIC_PORTS_FROM
+    return int(told.split()[0])
 
 
 def port_taken(port: int) -> bool:
