@@ -157,6 +157,9 @@ async def test_a_worker_out_of_memory_ends_and_the_other_takes_its_calls(
         print(figures)
         assert healthy.process.returncode is None
         assert chronicle.failures == {}
-        assert fates.count("INTERNAL") < fates.count("UNAVAILABLE")
+        # That there was no memory for them is no fault of the calls; some handlers fail in ways of
+        # their own before it is known.
+        assert "INVALID_ARGUMENT" not in fates
+        assert fates.count("INTERNAL") <= GREEDY_CALLS / 2
 
     await assert_kept_once(postgres_database, chronicle.kept)

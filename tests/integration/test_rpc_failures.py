@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.message import DecodeError
 
 from autoscaler.testing.partial_service import (
     GOLD,
@@ -83,6 +84,24 @@ class TestErrors:
             assert each.code() is grpc.StatusCode.UNAVAILABLE
             assert reason_of(each) == "OUT_OF_MEMORY"
             assert "RetryInfo" in details_of(each)
+
+    async def test_a_message_for_which_there_is_no_memory_is_no_fault_of_its_caller(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def parse(_: bytes) -> Any:
+            raise DecodeError("Error parsing message with type 'X': Arena alloc failed")
+
+        monkeypatch.setattr(autoscaler_pb2.GetTierRequest, "FromString", parse)
+        async with (
+            serve_for_test([autoscaler_with(GetTier=answer_tier)]) as (server, _),
+            # It repeats nothing by itself, so that the first answer is seen at once.
+            grpc.aio.insecure_channel(
+                server.address, options=[("grpc.enable_retries", 0)]
+            ) as channel,
+        ):
+            error = await failure_of(autoscaler_stub(channel).GetTier(GOLD))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert reason_of(error) == "OUT_OF_MEMORY"
 
     async def test_refused_calls_are_freed_without_the_garbage_collector(self) -> None:
         """Otherwise a wave of refusals fills the memory until it comes by."""

@@ -22,6 +22,10 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Decode: TypeAlias = Callable[[Call, bytes], Any]
 Read: TypeAlias = Callable[[Call, Decode], Any]
 
+_NO_MEMORY = "Arena alloc failed"
+"""What protobuf's C code says of a message, good or bad, for which it found no memory (upb,
+upb_DecodeStatus_String); it raises no MemoryError."""
+
 
 class InterceptorChain(grpc.aio.ServerInterceptor):
     """The one gRPC interceptor of a server; it runs `interceptors` in the order given.
@@ -156,7 +160,9 @@ class InterceptorChain(grpc.aio.ServerInterceptor):
                 request = deserialize(message)
             except MemoryError:
                 raise  # no fault of the message's
-            except Exception:  # noqa: BLE001  # decoders raise library-specific errors
+            except Exception as error:  # noqa: BLE001  # decoders raise library-specific errors
+                if _NO_MEMORY in str(error):
+                    raise MemoryError from None
                 raise InvalidRequest(
                     "The request is not a valid message of this method; check the client's "
                     "protocol version."
