@@ -19,7 +19,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 LATE_SECONDS = 1.9
 """How much later than its deadline a busy machine may tell a caller; less than one more of them."""
-RECOVERY_SECONDS = 5.0
+RECOVERY_SECONDS = 10.0
+"""Twice the longest pause that a watcher makes between tries: it may just have begun one."""
 GROWTH_MEBIBYTES = 10.0
 MEGABIT = 125_000.0
 RESET_EVERY_SECONDS = 0.3
