@@ -46,9 +46,9 @@ class Bystander:
         return found
 
     def turned_away(self, since: float, until: float) -> float:
-        """Returns the share of calls that were turned away."""
+        """Returns the share of calls that were turned away; 1 when none ended."""
         calls = self._calls(since, until)
-        return sum(not answered for _, answered in calls) / len(calls)
+        return sum(not answered for _, answered in calls) / len(calls) if calls else 1.0
 
     def _calls(self, since: float, until: float) -> list[tuple[float, bool]]:
         found = []

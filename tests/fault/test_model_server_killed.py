@@ -56,7 +56,7 @@ async def model_server_process() -> AsyncIterator[ServerProcess]:
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             url = (await process.stdout.readline()).decode().strip()
         yield ServerProcess(process, url)
     finally:
