@@ -229,6 +229,40 @@ class TestPool:
             assert await pool.fetchval("SELECT to_regclass('left_open')") is None
             assert "active transaction" in failed[0]
 
+    async def test_one_that_lies_ready_is_lent_and_taken_back_without_waiting(
+        self, postgres_database: str
+    ) -> None:
+        async with open_pool(postgres_database, application_name="test", maximum=1) as pool:
+            acquired = pool.acquire(leaves_nothing=True)
+            with pytest.raises(StopIteration) as lent:  # it ends before it waits for anything
+                acquired.__aenter__().send(None)
+            with pytest.raises(StopIteration):
+                acquired.__aexit__(None, None, None).send(None)
+            with pytest.raises(asyncpg.InterfaceError, match="released back to the pool"):
+                await lent.value.value.fetchval("SELECT 1")
+            assert await pool.fetchval("SELECT 1") == 1
+
+    async def test_one_that_was_lost_while_it_lay_ready_is_replaced(
+        self, postgres_database: str
+    ) -> None:
+        async with open_pool(postgres_database, application_name="test", maximum=1) as pool:
+            async with pool.acquire(leaves_nothing=True) as connection:
+                lost = connection._con
+            lost.terminate()
+            async with pool.acquire(leaves_nothing=True) as connection:
+                assert connection._con is not lost
+                assert await connection.fetchval("SELECT 1") == 1
+
+    async def test_one_that_is_lost_while_it_is_lent_is_not_lent_again(
+        self, postgres_database: str
+    ) -> None:
+        async with open_pool(postgres_database, application_name="test", maximum=1) as pool:
+            async with pool.acquire(leaves_nothing=True) as connection:
+                connection.terminate()
+            for _ in range(2):
+                async with pool.acquire(leaves_nothing=True) as connection:
+                    assert await connection.fetchval("SELECT 1") == 1
+
     async def test_nobody_waits_for_a_free_connection_for_ever(
         self, postgres_database: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

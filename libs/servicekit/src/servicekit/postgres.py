@@ -21,6 +21,7 @@ from asyncpg.pool import PoolAcquireContext
 
 from servicekit.circuit_breaker import CircuitBreaker
 from servicekit.errors import Unavailable
+from servicekit.postgres_lending import lend_ready, take_back
 from servicekit.postgres_primary import connect_to_primary, hosts_of
 
 __all__ = [
@@ -160,8 +161,6 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
 class _Acquire(PoolAcquireContext):  # type: ignore[misc]  # as above
     """Lends a connection unless the database is known to be away; tells the pool how it went."""
 
-    __slots__ = ("_leaves_nothing",)
-
     def __init__(self, pool: Any, timeout: float, *, leaves_nothing: bool) -> None:
         super().__init__(pool, timeout)
         self._leaves_nothing = leaves_nothing
@@ -171,11 +170,12 @@ class _Acquire(PoolAcquireContext):  # type: ignore[misc]  # as above
         if not pool.breaker.admits(asyncio.get_running_loop().time()):
             raise _away()
         try:
-            lent = await super().__aenter__()
+            lent = await lend_ready(pool, self.timeout) or await super().__aenter__()
         except Exception as error:
             if _is_away(error):
                 pool.database_failed()
             raise
+        self.connection = lent
         lent.lent_for(leaves_nothing=self._leaves_nothing)
         return lent
 
@@ -183,6 +183,8 @@ class _Acquire(PoolAcquireContext):  # type: ignore[misc]  # as above
         error = failure[1]
         if error is None or (isinstance(error, asyncpg.PostgresError) and not _is_away(error)):
             self.pool.database_answered()
+            if error is None and self._leaves_nothing and await take_back(self.connection):
+                return
         elif self.pool.breaker.is_open:
             self.pool.database_failed()
         # Otherwise it proves neither: a statement may take too long by itself.
