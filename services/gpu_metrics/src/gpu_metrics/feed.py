@@ -162,7 +162,6 @@ class FleetFeed:
     def _tend_history(self) -> None:
         if self.history is not None:
             self.history.expire(int(self._clock.now().timestamp()))
-            self.history.flush()
             refused = float(self.history.refused_samples)
             if refused and not self._history_figures[1]:
                 log.warning("history_full", maximum_figures=self.history.maximum_figures)

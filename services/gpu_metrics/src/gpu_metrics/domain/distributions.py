@@ -97,8 +97,6 @@ class DistributionRun:
         self._now = now
         self._second = second
         self._gathered: dict[tuple[PartOfFleet, FleetMetric], _Gathered] = {}
-        if history is not None:
-            history.flush()
 
     def take(self, state: HostState) -> None:
         """Take in a host."""

@@ -6,15 +6,12 @@ GPU counts for the tier and servers that it has now.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from functools import lru_cache
-from operator import concat
-from typing import TypeAlias
 
 from gpu_metrics.domain.aggregate import attribute_gpus
-from gpu_metrics.domain.history_ring import FIELDS_OF_SECOND, HistoryLengths, Track, cells_of
+from gpu_metrics.domain.history_ring import FIELDS_OF_SECOND, HistoryLengths, Track
 from gpu_metrics.domain.host_ingest import AcceptedReport
+from gpu_metrics.domain.pending_samples import GPU_METRICS, PendingSamples
 from gpu_metrics.domain.readings import (
     HostReport,
     ModelServerReading,
@@ -23,19 +20,9 @@ from gpu_metrics.domain.readings import (
     gpu_uuids,
     known,
 )
-from gpu_metrics.domain.samples import FleetMetric, column_of
+from gpu_metrics.domain.samples import FleetMetric
 
 __all__ = ["GPU_METRICS", "SERVER_METRICS", "History", "Subject"]
-
-GPU_METRICS = (
-    FleetMetric.GPU_UTILIZATION_PERMILLE,
-    FleetMetric.GPU_MEMORY_UTILIZATION_PERMILLE,
-    FleetMetric.GPU_MEMORY_USED_BYTES,
-    FleetMetric.GPU_POWER_MILLIWATTS,
-    FleetMetric.GPU_TEMPERATURE_CELSIUS,
-    FleetMetric.GPU_SM_CLOCK_MEGAHERTZ,
-)
-"""The figures of a GPU, in the order of `GPU_HISTORY_FIGURES`."""
 
 SERVER_METRICS = (
     FleetMetric.RUNNING_REQUESTS,
@@ -45,9 +32,7 @@ SERVER_METRICS = (
 )
 """The figures of a model server."""
 
-_MOST_PENDING = 64
 _MOST_STAYS = 8
-_NOTHING: AbstractSet[int] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -80,48 +65,14 @@ class Subject:
         return self.stays[-1][1]
 
 
-_Piece: TypeAlias = tuple[tuple[int, ...], list[Sequence[float]]]
-"""Places of figures among a host's, and the values of each."""
-
-
 @dataclass(slots=True)
 class _HostTracks:
     uuids: tuple[str, ...]
     topology: tuple[object, ...]
     gpus: list[Subject]
     servers: dict[str, Subject]
-    # What came of this second: readings of every figure, and samples by the figure's place.
-    second: int
-    readings: list[list[float | None]] = field(default_factory=list)
-    samples: list[_Piece] = field(default_factory=list)
-    reports: int = 0
+    pending: PendingSamples
     tokens: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-
-@lru_cache(maxsize=256)
-def _places(columns: tuple[int, ...], gpus: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return which columns are a figure of so many GPUs, and the place of each among those."""
-    wanted = {
-        column_of(gpu_index, metric): gpu_index * len(GPU_METRICS) + place
-        for gpu_index in range(gpus)
-        for place, metric in enumerate(GPU_METRICS)
-    }
-    found = [(number, wanted[column]) for number, column in enumerate(columns) if column in wanted]
-    return tuple([number for number, _ in found]), tuple([place for _, place in found])
-
-
-def _whole_columns(samples: Sequence[_Piece], width: int) -> list[Sequence[float]] | None:
-    """Return the values of every figure where each piece holds all of them, in order; else None.
-
-    So it is as long as agents sample all figures at the same moments, and then it is soon done.
-    """
-    whole = tuple(range(width))
-    if any(places != whole for places, _ in samples):
-        return None
-    columns = samples[0][1]
-    for _, pieces in samples[1:]:
-        columns = list(map(concat, columns, pieces))
-    return columns
 
 
 class History:
@@ -151,65 +102,18 @@ class History:
             topology = tuple([(s.server_id, s.tier, s.gpu_uuids) for s in report.servers])
         if host is None or host.uuids != uuids or host.topology != topology:
             if host is not None:
-                self._flush(host)
+                self._fold(host)
             host = self._settle(report, uuids, topology, second)
-        told = self._put_samples(host, accepted) if accepted.blocks or accepted.series else _NOTHING
+        told = host.pending.add_samples(accepted)
         if second is not None:
-            self._put_readings(host, report, second, told)
-        host.reports += 1
-        if host.reports >= _MOST_PENDING:
-            self._flush(host)
-
-    def _put_samples(self, host: _HostTracks, accepted: AcceptedReport) -> AbstractSet[int]:
-        """Put samples where they belong; return the places of their figures among the host's."""
-        told: set[int] = set()
-        # By second first: what belongs to one is mostly there once a later one begins.
-        pieces: dict[int, list[_Piece]] = {}
-        for moments, (offsets, numbers, values) in accepted.blocks:
-            columns, places = _places(numbers, len(host.gpus))
-            told.update(places)
-            length = len(offsets)
-            for second, start, end in moments:
-                firsts: Iterable[int] = range(start, len(values), length)
-                if len(columns) < len(numbers):
-                    firsts = [column * length + start for column in columns]
-                size = end - start
-                of_second: list[Sequence[float]] = [values[at : at + size] for at in firsts]
-                pieces.setdefault(second, []).append((places, of_second))
-        for each in accepted.series:
-            _, places = _places((column_of(each.gpu_index, each.metric),), len(host.gpus))
-            told.update(places)
-            if places:
-                for second, start, end in each.moments:
-                    pieces.setdefault(second, []).append((places, [each.values[start:end]]))
-        for second in sorted(pieces):
-            self._put(host, second, pieces[second])
-        return told
-
-    def _put(self, host: _HostTracks, second: int, pieces: list[_Piece]) -> None:
-        if second > host.second:
-            self._begin(host, second)
-        if second < host.second:
-            self._write(host, second, pieces)
-        else:
-            host.samples += pieces
-
-    def _put_readings(
-        self, host: _HostTracks, report: HostReport, second: int, told: AbstractSet[int]
-    ) -> None:
-        if second > host.second:
-            self._begin(host, second)
-        if len(told) < len(host.gpus) * len(GPU_METRICS):
-            figures = gpu_history_figures(report.gpus)
-            # The samples of a series are the same figure, told better.
-            for place in told:
-                figures[place] = None
-            if second == host.second:
-                host.readings.append(figures)
-            else:
-                self._write(host, second, (), [figures])
-        for server in report.servers:
-            self._put_server(host, server, report.monotonic_microseconds or second * 10**6, second)
+            self._newest = max(self._newest, second)
+            if len(told) < len(uuids) * len(GPU_METRICS):
+                host.pending.add_readings(second, gpu_history_figures(report.gpus), told)
+            for server in report.servers:
+                at = report.monotonic_microseconds or second * 10**6
+                self._put_server(host, server, at, second)
+        if host.pending.full:
+            self._fold(host)
 
     def _put_server(
         self, host: _HostTracks, server: ModelServerReading, at: int, second: int
@@ -233,44 +137,19 @@ class History:
         if told and (track := self._track(subject)) is not None:
             track.add(second, told)
 
-    def _begin(self, host: _HostTracks, second: int) -> None:
-        self._flush(host)
-        host.second = second
-        self._newest = max(self._newest, second)
-
-    def _flush(self, host: _HostTracks) -> None:
-        """Put what came of a second into its tracks, all reports of that second at once."""
-        host.reports = 0
-        if host.readings or host.samples:
-            readings, samples = host.readings, host.samples
-            host.readings, host.samples = [], []
-            self._write(host, host.second, samples, readings)
-
-    def _write(
-        self,
-        host: _HostTracks,
-        second: int,
-        samples: Sequence[_Piece],
-        readings: Sequence[Sequence[float | None]] = (),
-    ) -> None:
-        width = len(host.gpus) * len(GPU_METRICS)
-        columns = _whole_columns(samples, width) if samples and not readings else None
-        if columns is None:
-            columns = [()] * width
-            if readings:
-                columns = [
-                    [value for value in column if value is not None] if None in column else column
-                    for column in zip(*readings, strict=True)
-                ]
-            for places, pieces in samples:
-                for place, values in zip(places, pieces, strict=True):
-                    columns[place] = (*columns[place], *values) if columns[place] else values
-        fields = cells_of(columns)
+    def _fold(self, host: _HostTracks) -> None:
+        """Put what a host told lately into the tracks of its GPUs."""
+        told = host.pending.take()
         width = len(GPU_METRICS) * FIELDS_OF_SECOND
+        complete = all(all(fields[::FIELDS_OF_SECOND]) for _, fields in told)
         for number, subject in enumerate(host.gpus):
-            cells = fields[number * width : (number + 1) * width]
-            if any(cells[::FIELDS_OF_SECOND]) and (track := self._track(subject)) is not None:
-                track.put(second, cells)
+            begin, end = number * width, (number + 1) * width
+            for second, fields in told:
+                cells = fields[begin:end]
+                if complete or any(cells[::FIELDS_OF_SECOND]):
+                    track = self._track(subject)
+                    if track is not None:
+                        track.put(second, cells)
 
     def _track(self, subject: Subject) -> Track | None:
         track = subject.track
@@ -328,7 +207,7 @@ class History:
             topology,
             gpus,
             servers,
-            at,
+            PendingSamples(len(gpus)),
             tokens={name: tokens[name] for name in servers if name in tokens},
         )
         self._hosts[host_id] = host
@@ -384,7 +263,7 @@ class History:
         """Note that a host is known no longer; what it told stays."""
         host = self._hosts.pop(host_id, None)
         if host is not None:
-            self._flush(host)
+            self._fold(host)
             for subject in (*host.gpus, *host.servers.values()):
                 if subject.host_id == host_id:
                     self._end_stay(subject, self._newest)
@@ -396,18 +275,27 @@ class History:
             if subject.left_at is not None and now - subject.left_at > reach:
                 self._forget(subject)
 
+    def fold(self, subject: Subject) -> None:
+        """Put what was observed of a GPU into its cells, so that they tell all."""
+        host = self._hosts.get(subject.host_id)
+        if host is not None:
+            self._fold(host)
+
     def flush(self) -> None:
-        """Put all that was observed where queries see it."""
+        """Put all that was observed into cells: a lot of work at once."""
         for host in self._hosts.values():
-            self._flush(host)
+            self._fold(host)
 
     def _subjects(self) -> Iterator[Subject]:
         yield from self._gpus.values()
         yield from self._servers.values()
 
     def gpu(self, uuid: str) -> Subject | None:
-        """Return a GPU that is remembered."""
-        return self._gpus.get(uuid)
+        """Return a GPU that is remembered, its cells up to date."""
+        subject = self._gpus.get(uuid)
+        if subject is not None:
+            self.fold(subject)
+        return subject
 
     def server(self, server_id: str) -> Subject | None:
         """Return a model server that is remembered."""

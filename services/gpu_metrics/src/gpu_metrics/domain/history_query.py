@@ -157,7 +157,7 @@ class HistoryRun:
         of_servers = query.metric in SERVER_METRICS
         if of_servers and query.scope.gpu_uuid:
             raise MetricOfServers("that figure is one of model servers; name a server or a host")
-        history.flush()
+        self._history = history
         subjects = history.servers() if of_servers else history.gpus()
         self._subjects = [subject for subject in subjects if query.scope.covers(subject)]
         if query.scope.names_one and not self._subjects:
@@ -173,6 +173,7 @@ class HistoryRun:
             yield
 
     def _take(self, subject: Subject) -> None:
+        self._history.fold(subject)
         percentile = self._query.aggregation in _PERCENTILES
         end = self.start + len(self._steps) * self.step
         own: dict[int, tuple[int, float]] = {}

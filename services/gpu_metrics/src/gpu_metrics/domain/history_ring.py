@@ -46,6 +46,8 @@ _SMALLEST_OF_SORTED, _LARGEST_OF_SORTED = itemgetter(0), itemgetter(-1)
 # cell are among them, so its percentiles are off by at most half a share's rank.
 _QUANTILES = (0.175, 0.5, 0.775, 0.95)
 _SHARES = (0.35, 0.3, 0.25, 0.1)
+# So few are put in order sooner one by one than as points that stand for several.
+_FEW_SAMPLES = 128
 # Quantiles are kept as logarithms in 16 bits: 0.05 % apart from 0.001 to above 10^25.
 _SMALLEST = 0.001
 _STEPS = 1000.0
@@ -64,10 +66,12 @@ def _decode(code: int) -> float:
 def cells_of(columns: Sequence[Sequence[float]]) -> list[float]:
     """Return the fields of a cell of a second for each column of samples, one after the other."""
     counts: Sequence[int] = list(map(len, columns))
+    lengths = counts
     if not all(counts):
         columns = [each or _NONE for each in columns]
+        lengths = list(map(len, columns))
     fields = [0.0] * (len(columns) * FIELDS_OF_SECOND)
-    fields[1::FIELDS_OF_SECOND] = map(truediv, map(sum, columns), map(len, columns))
+    fields[1::FIELDS_OF_SECOND] = map(truediv, map(sum, columns), lengths)
     # Of so few values both extremes are found sooner by sorting than one by one.
     in_order = list(map(sorted, columns))
     fields[2::FIELDS_OF_SECOND] = map(_SMALLEST_OF_SORTED, in_order)
@@ -184,18 +188,18 @@ class _Ring:
         """Return the fields of all cells of the row at a place."""
         return list(self._row.unpack_from(self._bytes, place))
 
-    def rows(self, first: int, last: int) -> Iterator[tuple[int, tuple[float, ...]]]:
-        """Yield the rows from `first` to `last`, both included."""
-        return self._between(self._row, first, last)
+    def rows(self, first: int, last: int) -> list[tuple[float, ...]]:
+        """Return those of the rows from `first` to `last`, both included, that are kept."""
+        return [row for _, rows in self._runs(first, last) for row in self._row.iter_unpack(rows)]
 
     def column(self, column: int, first: int, last: int) -> Iterator[tuple[int, tuple[float, ...]]]:
         """Yield one cell of the rows from `first` to `last`, where it holds something."""
         layout = _column(self._cell, self._width, column)
-        return (each for each in self._between(layout, first, last) if each[1][0])
+        for begin, rows in self._runs(first, last):
+            yield from (each for each in enumerate(layout.iter_unpack(rows), begin) if each[1][0])
 
-    def _between(
-        self, layout: Struct, first: int, last: int
-    ) -> Iterator[tuple[int, tuple[float, ...]]]:
+    def _runs(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the rows in runs that lie together, each with the number of its first."""
         if self.newest < 0:
             return
         first, last = max(first, self.oldest), min(last, self.newest)
@@ -204,8 +208,7 @@ class _Ring:
             place = (first - self._origin) % self._capacity
             run = min(last - first + 1, self._capacity - place)
             # A copy, so that the ring may grow while the rows are read.
-            rows = bytes(self._bytes[place * size : (place + run) * size])
-            yield from enumerate(layout.iter_unpack(rows), first)
+            yield first, bytes(self._bytes[place * size : (place + run) * size])
             first += run
 
     @property
@@ -270,8 +273,7 @@ class Track:
         self._to_fold = max(self._to_fold, (second - self._late) // 10 * 10)
 
     def _fold(self, ring: _Ring, start: int, length: int) -> None:
-        rows = [row for _, row in self._seconds.rows(start, start + length - 1)]
-        columns = list(zip(*rows, strict=True))
+        columns = list(zip(*self._seconds.rows(start, start + length - 1), strict=True))
         fields: list[float] = []
         for at in range(0, len(columns), FIELDS_OF_SECOND):
             cells = columns[at : at + FIELDS_OF_SECOND]
@@ -368,6 +370,11 @@ def _quantiles(
         if min(counts) > 2:
             # What `_second_points` tells of each, all at once.
             values += maxima
+            if count <= _FEW_SAMPLES:
+                for n, mean, low, high in cells:
+                    values += [(n * mean - low - high) / (n - 2)] * (n - 2)
+                values.sort()
+                return [values[1 + int(share * (count - 2))] for share in _QUANTILES]
             values += [(n * mean - low - high) / (n - 2) for n, mean, low, high in cells]
             weights = [1] * (2 * len(counts))
             weights += [n - 2 for n in counts]

@@ -1,5 +1,6 @@
 """Samples between two reports, and what an agent costs."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,6 +11,7 @@ __all__ = [
     "DriverCost",
     "FleetMetric",
     "PackedSeries",
+    "PackedValues",
     "SampleBlock",
     "SampleSeries",
     "column_of",
@@ -59,6 +61,20 @@ def figure_of(column: int) -> tuple[int, int]:
     return column >> _METRIC_BITS, column & (1 << _METRIC_BITS) - 1
 
 
+class PackedValues(ABC):
+    """Values of samples as they came, which are numbers only once somebody asks."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    @abstractmethod
+    def numbers(self) -> Sequence[int]:
+        """Return the values; every call makes them anew."""
+
+
 class SampleBlock(NamedTuple):
     """Figures that were sampled at the same moments.
 
@@ -68,10 +84,15 @@ class SampleBlock(NamedTuple):
 
     offset_microseconds: tuple[int, ...]
     columns: tuple[int, ...]
-    values: tuple[int, ...]
+    values: tuple[int, ...] | PackedValues
+
+    def numbers(self) -> Sequence[int]:
+        """Return the values."""
+        return self.values.numbers() if isinstance(self.values, PackedValues) else self.values
 
     def series(self) -> Iterator[SampleSeries]:
         """Yield the columns one by one."""
+        values = tuple(self.numbers())
         length = len(self.offset_microseconds)
         for place, column in enumerate(self.columns):
             gpu_index, metric = figure_of(column)
@@ -79,7 +100,7 @@ class SampleBlock(NamedTuple):
                 gpu_index=gpu_index,
                 metric=FleetMetric(metric),
                 offset_microseconds=self.offset_microseconds,
-                values=self.values[place * length : (place + 1) * length],
+                values=values[place * length : (place + 1) * length],
             )
 
 

@@ -5,6 +5,7 @@ calls everything else not plain, which is then checked at length. A test holds b
 other.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -68,7 +69,7 @@ def plainly_fit_report(report: gpu_metrics_pb2.StreamReportsRequest) -> bool:
         and len(report.servers) <= _SERVERS
         and len(report.series) <= _SERIES
         and len(report.sample_blocks) <= _BLOCKS
-        and all(map(_gpu_fits, report.gpus))
+        and _gpus_fit(report.gpus[:])
         and all(map(_server_fits, report.servers))
         and all(map(_series_fits, report.series))
         and all(map(_block_fits, report.sample_blocks))
@@ -89,18 +90,22 @@ def _host_fits(serialized: bytes) -> bool:
     )
 
 
-def _gpu_fits(gpu: fleet_pb2.GpuSample) -> bool:
-    gpu_uuid, product_name, pci_bus_id, used, peak, memory_used, missing = _gpu_parts(gpu)
-    return (
-        used <= _WHOLE_PERMILLE
-        and peak <= _WHOLE_PERMILLE
-        and memory_used <= _WHOLE_PERMILLE
-        and 1 <= len(gpu_uuid) <= 80
-        and len(product_name) <= 96
-        and len(pci_bus_id) <= 32
-        and f"{gpu_uuid}{product_name}{pci_bus_id}".isprintable()
-        and (not missing or _missing_fit(missing))
-    )
+def _gpus_fit(gpus: Iterable[fleet_pb2.GpuSample]) -> bool:
+    for gpu_uuid, product_name, pci_bus_id, used, peak, memory_used, missing in map(
+        _gpu_parts, gpus
+    ):
+        if (
+            used > _WHOLE_PERMILLE
+            or peak > _WHOLE_PERMILLE
+            or memory_used > _WHOLE_PERMILLE
+            or not 1 <= len(gpu_uuid) <= 80
+            or len(product_name) > 96
+            or len(pci_bus_id) > 32
+            or not f"{gpu_uuid}{product_name}{pci_bus_id}".isprintable()
+            or (missing and not _missing_fit(missing))
+        ):
+            return False
+    return True
 
 
 def _server_fits(server: fleet_pb2.ModelServerSample) -> bool:
@@ -142,7 +147,10 @@ def _block_fits(block: samples_pb2.SampleBlock) -> bool:
 
 
 def _missing_fit(missing: Any) -> bool:
-    return len(missing) <= _MISSING and _MISSING_READINGS.issuperset(map(_missing_parts, missing))
+    return len(missing) <= _MISSING and _MISSING_READINGS.issuperset(
+        # A slice is taken at once, while an iteration ends with an exception.
+        map(_missing_parts, missing[:])
+    )
 
 
 def _name(text: str, shortest: int, longest: int) -> bool:

@@ -10,6 +10,7 @@ from gpu_metrics.domain.samples import (
     AgentCost,
     FleetMetric,
     PackedSeries,
+    PackedValues,
     SampleBlock,
     SampleSeries,
     column_of,
@@ -77,13 +78,31 @@ def _invalid(field: str, problem: str) -> InvalidSampleBlock:
     return InvalidSampleBlock(f"{path} {problem}", field_violations=[FieldViolation(path, problem)])
 
 
+class _ValuesOfBlock(PackedValues):
+    """The values of a block as bytes, which take a fraction of what numbers or a message would."""
+
+    __slots__ = ("_block", "_length")
+
+    def __init__(self, message: samples_pb2.SampleBlock) -> None:
+        self._length = len(message.values)
+        # Only what counts is kept, however much else an agent sends.
+        message.DiscardUnknownFields()
+        self._block = message.SerializeToString()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def numbers(self) -> list[int]:
+        # A slice is taken at once, where an iteration asks for one number after the other.
+        return samples_pb2.SampleBlock.FromString(self._block).values[:]
+
+
 def _block_from_message(message: samples_pb2.SampleBlock) -> SampleBlock:
     columns = _columns(tuple(message.gpu_indexes[:]), tuple(message.metrics[:]))
-    # A slice is taken at once, where an iteration asks for one number after the other.
-    offsets, values = tuple(message.offset_microseconds[:]), tuple(message.values[:])
-    if len(values) != len(columns) * len(offsets):
+    offsets = tuple(message.offset_microseconds[:])
+    if len(message.values) != len(columns) * len(offsets):
         raise _invalid("values", "must have an entry for each column at each moment")
-    return SampleBlock(offsets, columns, values)
+    return SampleBlock(offsets, columns, _ValuesOfBlock(message))
 
 
 def _block_message(block: SampleBlock) -> samples_pb2.SampleBlock:
@@ -92,7 +111,7 @@ def _block_message(block: SampleBlock) -> samples_pb2.SampleBlock:
         offset_microseconds=block.offset_microseconds,
         gpu_indexes=[gpu_index for gpu_index, _ in figures],
         metrics=[samples_pb2.FleetMetric.ValueType(metric) for _, metric in figures],
-        values=block.values,
+        values=block.numbers(),
     )
 
 
