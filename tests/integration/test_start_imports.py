@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 
@@ -42,6 +43,30 @@ def test_who_begins_can_still_load_rich_and_collects_garbage_once_it_runs() -> N
         "servicekit.runtime.run_service('tiny', TelemetrySettings, main, environ={})"
     )
     assert _printed(script) == "False True True"
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="other libraries have no arenas for threads"
+)
+@pytest.mark.parametrize(("begins", "arenas"), [(True, "one"), (False, "several")])
+def test_threads_of_a_service_take_memory_from_one_place(begins: bool, arenas: str) -> None:
+    script = (
+        "import ctypes, threading\n"
+        "from servicekit.process_start import begin\n"
+        f"{begins} and begin()\n"
+        "libc, all_there, done = ctypes.CDLL(None), threading.Barrier(9), threading.Event()\n"
+        "def take():\n"
+        "    libc.malloc(5000)\n"
+        "    all_there.wait()\n"
+        "    done.wait()\n"
+        "for _ in range(8):\n"
+        "    threading.Thread(target=take).start()\n"
+        "all_there.wait()\n"
+        "libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, 'stdout'))\n"
+        "libc.fflush(None)\n"
+        "done.set()"
+    )
+    assert ("one" if _printed(script).count("<heap ") == 1 else "several") == arenas
 
 
 def _printed(script: str) -> str:
