@@ -221,7 +221,7 @@ async def test_a_server_that_answers_late_now_and_then_stays_ready() -> None:
             ScrapedServer(server_id="gold-1", tier=Tier.GOLD, scrape_url=url, endpoint_url=url),
             session,
             clock=SystemClock(),
-            timeout_seconds=0.2,
+            timeout_seconds=0.5,
             patience=2,
         )
         assert (await source.read_server()).state is ModelServerState.READY
