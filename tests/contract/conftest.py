@@ -46,7 +46,8 @@ def wait_for_addresses(process: subprocess.Popen[bytes], path: Path, log: Path) 
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        if path.exists() and LORE_IS_THERE in log.read_text(encoding="utf-8"):
+        # The last line may be half written, in the middle of a sign.
+        if path.exists() and LORE_IS_THERE in log.read_text(encoding="utf-8", errors="replace"):
             found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
             return found
         time.sleep(0.2)  # another process's file is watched; there is nothing to await
