@@ -8,7 +8,7 @@ turn, the best of the rounds. Once in reports of one sample of each of 8 GPUs, a
 send them, in reports of a second that hold ten samples of each GPU in a block. Through gRPC:
 processor time of a collector process to which 100 hosts with 8 GPUs report once a second what they
 sampled ten times a second, as a share of one core. Once as agents do it, after a reading of up to
-5 ms that begins at one of twenty moments of a second that they share, and with every fifth report
+5 ms that begins at one of ten moments of a second that they share, and with every fifth report
 answered; and once each at a time of its own, with an answer to each, as agents did before.
 """
 
@@ -48,7 +48,7 @@ HOSTS = 100
 SAMPLES_PER_SECOND = 10
 WANTED_SAMPLES_PER_SECOND = 200_000
 WANTED_CORE_SHARE = 0.05
-MOMENTS_PER_SECOND = 20
+MOMENTS_PER_SECOND = 10
 ANSWERED_EVERY = 5
 LONGEST_READING_SECONDS = 0.005
 _START_SECONDS = 60.0

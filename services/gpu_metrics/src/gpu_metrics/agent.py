@@ -31,10 +31,12 @@ log = structlog.get_logger(__name__)
 
 # As many as the protocol takes.
 _MOST_GPUS = 64
-# Agents of all hosts read, and so report, at the same moments of the wall clock, twenty a second. A
-# collector that gets five reports at a time is woken a fifth as often, which is most of what one
-# costs it; and of a thousand hosts, in step with nobody's second, no more than fifty come at once.
-_SHARED_MOMENT_SECONDS = 0.05
+# Agents of all hosts read, and so report, at the same moments of the wall clock, ten a second. A
+# collector that gets ten reports at a time is woken a tenth as often, which is most of what one
+# costs it; and of a thousand hosts, in step with nobody's second, no more than a hundred come at
+# once. Who reports more often than once a second has ten moments in each interval all the same.
+_SHARED_MOMENT_SECONDS = 0.1
+_MOMENTS_OF_INTERVAL = 10
 
 
 class Agent:
@@ -45,7 +47,7 @@ class Agent:
     first one's counts. What `event_sources` see goes into the `journal`, from where the sinks take
     it. `background` is work that the sources need, run beside the agent.
 
-    It reads at the nearest of twenty moments a second that all agents share, and offers at once.
+    It reads at the nearest of ten moments a second that all agents share, and offers at once.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Agent:
         self._measure_cost = measure_cost
         self._background = tuple(background)
         self._interval_seconds = interval_seconds
+        self._moment_seconds = min(_SHARED_MOMENT_SECONDS, interval_seconds / _MOMENTS_OF_INTERVAL)
         self._start_delay_seconds = start_delay_seconds
         self._leave_timeout_seconds = leave_timeout_seconds
         self._processes_read_at: datetime | None = None
@@ -170,8 +173,9 @@ class Agent:
 
     def _to_shared_moment(self, wait_seconds: float) -> float:
         """Return how much longer to wait, or shorter, to end at the nearest shared moment."""
-        since = (self._clock.now().timestamp() + wait_seconds) % _SHARED_MOMENT_SECONDS
-        return -since if since < _SHARED_MOMENT_SECONDS / 2 else _SHARED_MOMENT_SECONDS - since
+        moment = self._moment_seconds
+        since = (self._clock.now().timestamp() + wait_seconds) % moment
+        return -since if since < moment / 2 else moment - since
 
     async def _write_down(self, source: GpuEventSource) -> None:
         """Take what a source sees; the next event is asked for once the one before is safe."""
