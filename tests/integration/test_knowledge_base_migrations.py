@@ -285,6 +285,19 @@ async def test_a_schema_with_data_becomes_the_present_one(
         )
 
 
+async def test_what_chooses_its_plans_is_never_compiled(postgres_database: str) -> None:
+    # A way that is switched off costs 10^10 before PostgreSQL 18, so all of it would be compiled.
+    async with serve_knowledge_base(postgres_database), connected(postgres_database) as owner:
+        chosen = await owner.fetch(
+            "SELECT p.proname, 'jit=off' = ANY (p.proconfig) AS never_compiled FROM pg_proc p"
+            " WHERE p.pronamespace = 'knowledge_base'::regnamespace AND EXISTS ("
+            "  SELECT FROM unnest(p.proconfig) AS c (setting)"
+            "  WHERE c.setting LIKE 'enable\\_%' OR c.setting LIKE 'plan\\_cache\\_mode=%')"
+        )
+        assert "recall_from_segments" in [row["proname"] for row in chosen]
+        assert [row["proname"] for row in chosen if not row["never_compiled"]] == []
+
+
 async def test_replicas_that_start_together_migrate_once(postgres_database: str) -> None:
     url = service_url(postgres_database)
     applied = await asyncio.gather(
