@@ -202,7 +202,7 @@ async def test_without_samples_the_momentary_value_stands_in_and_the_peak_is_mis
 async def test_a_hung_gpu_is_timed_out_then_hung_then_back_and_delays_no_other(
     driver: FakeDriver, clock: FakeClock
 ) -> None:
-    gpus = NvmlGpus(clock=clock, timeout_seconds=1.0)
+    gpus = NvmlGpus(clock=clock, timeout_seconds=0.6)
     await read_until(gpus, lambda readings: all(map(answers, readings)))
     driver.add("gpu 0 hang all")
     first, second = await gpus.read_gpus()
@@ -230,7 +230,7 @@ async def test_a_hung_gpu_is_timed_out_then_hung_then_back_and_delays_no_other(
 async def test_a_hang_that_holds_everything_leaves_no_gpu_fresh(
     driver: FakeDriver, clock: FakeClock, statements: str
 ) -> None:
-    gpus = NvmlGpus(clock=clock, timeout_seconds=1.0, discovery_seconds=1.0)
+    gpus = NvmlGpus(clock=clock, timeout_seconds=0.6, discovery_seconds=1.0)
     await read_until(gpus, lambda readings: all(map(answers, readings)))
     driver.add(statements)
     # With a lock, who gets it first may answer once more, and is stopped a reading later.
