@@ -30,9 +30,19 @@ from servicekit.clock import SystemClock
 from servicekit.server import RpcServer, ServerSettings
 from servicekit.settings import load_settings
 
-__all__ = ["GOLD", "LEASE_SECONDS", "ReplicaProcess", "ReplicaWorld", "until", "until_leader"]
+__all__ = [
+    "GOLD",
+    "LEASE_SECONDS",
+    "SUCCEEDED_WITHIN_SECONDS",
+    "ReplicaProcess",
+    "ReplicaWorld",
+    "until",
+    "until_leader",
+]
 
 LEASE_SECONDS = 2.0
+SUCCEEDED_WITHIN_SECONDS = LEASE_SECONDS + 8.0
+"""The lease, the pause between two looks at it, and what a busy machine adds to both."""
 GOLD = tier_pb2.TIER_GOLD
 
 

@@ -11,7 +11,13 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
-from replica_world import LEASE_SECONDS, ReplicaProcess, ReplicaWorld, until, until_leader
+from replica_world import (
+    SUCCEEDED_WITHIN_SECONDS,
+    ReplicaProcess,
+    ReplicaWorld,
+    until,
+    until_leader,
+)
 
 from autoscaler.domain.tiers import Tier
 from autoscaler.testing.outside import Asked
@@ -107,7 +113,7 @@ async def test_a_leader_that_slept_through_its_lease_ends_no_server_that_was_tak
     first.thaw()
     await until_followed(first, world)
     assert world.hosts.terminated == []
-    assert took < LEASE_SECONDS + 3.0  # renewals, and a busy machine
+    assert took < SUCCEEDED_WITHIN_SECONDS
 
 
 @pytest.mark.endurance
