@@ -6,6 +6,7 @@ GPU counts for the tier and servers that it has now.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from gpu_metrics.domain.aggregate import attribute_gpus
@@ -33,6 +34,7 @@ SERVER_METRICS = (
 """The figures of a model server."""
 
 _MOST_STAYS = 8
+_NOTHING: AbstractSet[int] = frozenset()
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +106,9 @@ class History:
             if host is not None:
                 self._fold(host)
             host = self._settle(report, uuids, topology, second)
-        told = host.pending.add_samples(accepted)
+        told = _NOTHING
+        if accepted.blocks or accepted.series:
+            told = host.pending.add_samples(accepted)
         if second is not None:
             self._newest = max(self._newest, second)
             if len(told) < len(uuids) * len(GPU_METRICS):

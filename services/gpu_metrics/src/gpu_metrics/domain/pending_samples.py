@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from gpu_metrics.domain.history_ring import FIELDS_OF_SECOND, cells_of
 from gpu_metrics.domain.host_ingest import AcceptedReport
@@ -26,7 +26,7 @@ GPU_METRICS = (
 )
 """The figures of a GPU, in the order of `GPU_HISTORY_FIGURES`."""
 
-MOST_PIECES = 256
+MOST_PIECES = 64
 """Blocks, series apart and reports' readings of a host that wait at most, but for the last."""
 
 MOST_SAMPLES = 16_384
@@ -53,14 +53,18 @@ class _Piece(NamedTuple):
     values: Sequence[float] | PackedValues
 
 
-@lru_cache(maxsize=256)
-def _places(
-    columns: tuple[int, ...], gpus: int
-) -> tuple[tuple[int, ...], tuple[int, ...], frozenset[int]]:
-    """Return which columns are a figure of so many GPUs, and the place of each among those.
+class _Figures(NamedTuple):
+    """Which columns of a block are a figure of the host, and where those are among its figures."""
 
-    The places come once more as a set.
-    """
+    columns: tuple[int, ...]
+    places: tuple[int, ...]
+    names: frozenset[int]
+    whole: bool
+
+
+@lru_cache(maxsize=256)
+def _figures(columns: tuple[int, ...], gpus: int) -> _Figures:
+    """Return what columns of `column_of` are to a host with so many GPUs."""
     wanted = {
         column_of(gpu_index, metric): gpu_index * len(GPU_METRICS) + place
         for gpu_index in range(gpus)
@@ -68,13 +72,14 @@ def _places(
     }
     found = [(number, wanted[column]) for number, column in enumerate(columns) if column in wanted]
     places = tuple([place for _, place in found])
-    return tuple([number for number, _ in found]), places, frozenset(places)
+    whole = len(columns) == len(wanted) and places == tuple(range(len(wanted)))
+    return _Figures(tuple([number for number, _ in found]), places, frozenset(places), whole)
 
 
 class PendingSamples:
-    """Samples of a host with so many GPUs, until they are taken."""
+    """Samples of a host with so many GPUs, until they are taken; `full` once no more may wait."""
 
-    __slots__ = ("_every_place", "_gpus", "_newest", "_oldest", "_pieces", "_samples")
+    __slots__ = ("_every_place", "_gpus", "_newest", "_oldest", "_pieces", "_samples", "full")
 
     def __init__(self, gpus: int) -> None:
         self._gpus = gpus
@@ -85,29 +90,22 @@ class PendingSamples:
         self._pieces: list[_Piece] = []
         self._samples = 0
         self._oldest, self._newest = _NEVER, 0
-
-    @property
-    def full(self) -> bool:
-        """Return whether as much waits as may."""
-        return (
-            self._newest - self._oldest >= MOST_SECONDS
-            or len(self._pieces) >= MOST_PIECES
-            or self._samples >= MOST_SAMPLES
-        )
+        # Whether as much waits as may.
+        self.full = False
 
     def add_samples(self, accepted: AcceptedReport) -> AbstractSet[int]:
         """Keep what is accepted of a report's samples; return the places of their figures."""
         told = _NOTHING
         for moments, block in accepted.blocks:
-            columns, places, of_block = _places(block.columns, self._gpus)
-            whole = places == self._every_place == columns and len(block.columns) == len(columns)
+            columns, places, of_block, whole = _figures(block.columns, self._gpus)
             length = len(block.offset_microseconds)
             self._keep(_Piece(moments, length, columns, places, whole, block.values))
             told = told | of_block if told else of_block
         for each in accepted.series:
-            columns, places, of_one = _places((column_of(each.gpu_index, each.metric),), self._gpus)
+            column = column_of(each.gpu_index, each.metric)
+            columns, places, of_one, whole = _figures((column,), self._gpus)
             values = array("d", each.values)
-            self._keep(_Piece(each.moments, len(values), columns, places, False, values))
+            self._keep(_Piece(each.moments, len(values), columns, places, whole, values))
             told |= of_one
         return told
 
@@ -119,19 +117,26 @@ class PendingSamples:
         for place in told:
             figures[place] = None
         moments = ((second, 0, 1),)
-        values = array("d", [each for each in figures if each is not None])
-        places: Sequence[int] = self._every_place
-        whole = len(values) == len(figures)
-        if not whole:
+        if None in figures:
             places = [place for place, each in enumerate(figures) if each is not None]
-        self._keep(_Piece(moments, 1, range(len(values)), places, whole, values))
+            values = [each for each in figures if each is not None]
+            self._keep(_Piece(moments, 1, range(len(places)), places, False, values))
+        else:
+            values = cast("list[float]", figures)
+            self._keep(_Piece(moments, 1, self._every_place, self._every_place, True, values))
 
     def _keep(self, piece: _Piece) -> None:
         if piece.places:
             self._pieces.append(piece)
             self._samples += len(piece.values)
-            self._oldest = min(self._oldest, piece.moments[0][0])
-            self._newest = max(self._newest, piece.moments[-1][0])
+            first, last = piece.moments[0][0], piece.moments[-1][0]
+            self._oldest = min(self._oldest, first)
+            self._newest = max(self._newest, last)
+            self.full = (
+                self._newest - self._oldest >= MOST_SECONDS
+                or len(self._pieces) >= MOST_PIECES
+                or self._samples >= MOST_SAMPLES
+            )
 
     def take(self) -> list[tuple[int, list[float]]]:
         """Return what waited by second, in order of time, and wait for more.
@@ -149,9 +154,11 @@ class PendingSamples:
             for second, start, end in moments:
                 if whole:
                     # All figures at one moment after the other are fewer slices than each figure.
-                    rows.setdefault(second, []).extend(
-                        [values[at::length] for at in range(start, end)]
-                    )
+                    of_second = rows.setdefault(second, [])
+                    if length == 1:
+                        of_second.append(values)
+                    else:
+                        of_second += [values[at::length] for at in range(start, end)]
                 else:
                     apart.setdefault(second, []).extend(
                         (place, values[column * length + start : column * length + end])
