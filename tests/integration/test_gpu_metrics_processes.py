@@ -75,8 +75,8 @@ async def test_an_agents_host_comes_goes_and_is_missed(tmp_path: Path) -> None:
         "collector",
         tmp_path / "collector.log",
         GAMEKEEPER_LISTEN_ADDRESS="127.0.0.1:0",
-        GPU_METRICS_STALE_AFTER_SECONDS="1",
-        GPU_METRICS_EXPIRE_AFTER_SECONDS="3",
+        GPU_METRICS_STALE_AFTER_SECONDS="2",
+        GPU_METRICS_EXPIRE_AFTER_SECONDS="4",
         GPU_METRICS_CLOUDWATCH_ENABLED="false",
     ) as collector:
         address = (await collector.logged("server_started"))["address"]
