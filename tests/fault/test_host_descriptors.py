@@ -19,7 +19,10 @@ from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
 
 SPARE = 20
 """Descriptors that the service may open beyond what it has when the limit is set."""
-RECOVERY_SECONDS = 5.0
+RECOVERY_SECONDS = 15.0
+"""gRPC's core looks again a second after it found no descriptor, and each time takes as many of
+those who went away as it has descriptors; a caller behind them has its turn two to four looks later.
+"""
 
 
 def limit_descriptors(service: ServiceProcess) -> None:
