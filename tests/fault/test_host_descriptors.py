@@ -21,7 +21,8 @@ SPARE = 20
 """Descriptors that the service may open beyond what it has when the limit is set."""
 RECOVERY_SECONDS = 15.0
 """gRPC's core looks again a second after it found no descriptor, and each time takes as many of
-those who went away as it has descriptors; a caller behind them has its turn two to four looks later.
+those who went away as it has descriptors; a caller behind them has its turn at the second to fourth
+look.
 """
 
 
