@@ -34,7 +34,8 @@ class Collector:
 
     @property
     def cells(self) -> dict[tuple[str, FleetMetric], list[tuple[int, tuple[float, ...]]]]:
-        self.history.flush()
+        for gpu in list(self.history.gpus()):
+            self.history.fold(gpu)
         return {
             (gpu.key, metric): list(gpu.cells(metric, NOON_SECONDS - 60, NOON_SECONDS + 60, 1))
             for gpu in self.history.gpus()

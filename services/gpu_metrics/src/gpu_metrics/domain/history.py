@@ -285,11 +285,6 @@ class History:
         if host is not None:
             self._fold(host)
 
-    def flush(self) -> None:
-        """Put all that was observed into cells: a lot of work at once."""
-        for host in self._hosts.values():
-            self._fold(host)
-
     def _subjects(self) -> Iterator[Subject]:
         yield from self._gpus.values()
         yield from self._servers.values()
