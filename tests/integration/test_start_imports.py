@@ -14,7 +14,8 @@ ALWAYS = ("boto3", "botocore", "cryptography", "opentelemetry.sdk", "rich")
 SERVICES = {
     "ai_router.__main__": (*ALWAYS, "asyncpg", "numpy"),
     "autoscaler.__main__": (*ALWAYS, "aiohttp", "numpy"),
-    "gpu_metrics.collector_process": (*ALWAYS, "aiohttp", "asyncpg", "numpy"),
+    "gpu_metrics.agent_process": ("asyncpg", "boto3", "numpy"),
+    "gpu_metrics.collector_process": (*ALWAYS, "aiohttp", "asyncpg"),
     "knowledge_base.__main__": (*ALWAYS, "aiohttp", "onnx"),
 }
 

@@ -1,10 +1,12 @@
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from gpu_metrics.domain.history import History
+from gpu_metrics.domain.history_cells import points_of, second_cells
 from gpu_metrics.domain.history_query import (
     Aggregation,
     HistoryPoint,
@@ -15,7 +17,7 @@ from gpu_metrics.domain.history_query import (
     Scope,
     TooManySteps,
 )
-from gpu_metrics.domain.history_ring import HistoryLengths, Track, points_of
+from gpu_metrics.domain.history_ring import HistoryLengths, Track, put_cells
 from gpu_metrics.domain.host_ingest import AcceptedReport, AcceptedSeries
 from gpu_metrics.domain.log_histogram import LogHistogram
 from gpu_metrics.domain.readings import GpuReading, MissingReason, Tier
@@ -77,6 +79,14 @@ def ask(
 
 def values(points: Iterable[HistoryPoint]) -> list[float | None]:
     return [point.value for point in points]
+
+
+def put(track: Track, second: int, samples: Sequence[float]) -> None:
+    """Put samples of a second, `second` seconds after the start, of a track's first figure."""
+    rows = np.full((len(samples), track.width), np.nan)
+    rows[:, 0] = samples
+    told = second_cells(rows, [(START + second, len(samples))])
+    put_cells([(track, 0, track.width)], told)
 
 
 def test_each_second_tells_what_was_read_in_it() -> None:
@@ -255,19 +265,20 @@ def test_a_gpu_has_no_figures_of_servers() -> None:
 
 def test_late_samples_still_reach_the_longer_cells() -> None:
     track = Track(LENGTHS, 1)
-    track.add(START + 50, {0: (10,)})
-    assert track.add(START + 5, {0: (30,)})
-    track.add(START + 200, {0: (1,)})
+    put(track, 50, (10,))
+    put(track, 5, (30,))
+    put(track, 200, (1,))
     cells = dict(track.cells(0, START, START + 60, 60))
     assert [(fields[0], fields[1]) for fields in cells.values()] == [(2, 20)]
-    assert not track.add(START + 6, {0: (50,)})
+    put(track, 6, (50,))
+    assert dict(track.cells(0, START, START + 60, 60)) == cells
 
 
 def test_after_a_long_silence_what_was_before_is_kept() -> None:
     track = Track(LENGTHS, 1)
     for second in range(100):
-        track.add(START + second, {0: (second,)})
-    track.add(START + 20_000, {0: (7,)})
+        put(track, second, (second,))
+    put(track, 20_000, (7,))
     counted = sum(fields[0] for _, fields in track.cells(0, START, START + 20_001, 60))
     assert counted == 101
 
@@ -276,7 +287,7 @@ def test_a_cell_stands_for_as_many_samples_as_it_holds() -> None:
     track = Track(LENGTHS, 1)
     chosen = random.Random(9)  # noqa: S311  # test data, no secret
     for second in range(200):
-        track.add(START + second, {0: [chosen.randint(0, 1000) for _ in range(second % 4 + 1)]})
+        put(track, second, [chosen.randint(0, 1000) for _ in range(second % 4 + 1)])
     for _, fields in track.cells(0, START, START + 200, 60):
         assert sum(weight for _, weight in points_of(fields)) == fields[0]
         histogram = LogHistogram.of_weighted(points_of(fields))
@@ -308,7 +319,7 @@ def test_rings_that_are_full_take_what_their_lengths_say() -> None:
     lengths = HistoryLengths(seconds=300, ten_seconds=30, minutes=10, late_seconds=60)
     track = Track(lengths, 2)
     for second in range(3000):
-        track.add(START + second, {0: (second,)})
+        put(track, second, (second,))
     assert track.bytes_held == 2 * lengths.bytes_per_figure
 
 

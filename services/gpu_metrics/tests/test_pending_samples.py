@@ -148,4 +148,4 @@ def test_what_nobody_knows_of_a_block_does_not_wait_with_it() -> None:
     assert isinstance(told, PackedSeries)
     (of_block,) = told.blocks
     assert list(of_block.numbers()) == [1, 2] * len(GPU_METRICS)
-    assert len(of_block.values._block) < 100  # type: ignore[union-attr]  # the bytes it keeps
+    assert len(of_block.values.encoded) < 100  # type: ignore[union-attr]  # the bytes it keeps

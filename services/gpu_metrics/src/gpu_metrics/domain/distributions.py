@@ -10,7 +10,7 @@ from enum import Enum
 
 from gpu_metrics.domain.aggregate import attribute_gpus
 from gpu_metrics.domain.history import GPU_METRICS, SERVER_METRICS, History, Subject
-from gpu_metrics.domain.history_ring import points_of
+from gpu_metrics.domain.history_cells import points_of
 from gpu_metrics.domain.host_state import Freshness, HostState
 from gpu_metrics.domain.log_histogram import LogHistogram, merge_all
 from gpu_metrics.domain.readings import (

@@ -10,7 +10,12 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 from gpu_metrics.domain.aggregate import attribute_gpus
-from gpu_metrics.domain.history_ring import FIELDS_OF_SECOND, HistoryLengths, Track
+from gpu_metrics.domain.history_ring import (
+    HistoryLengths,
+    Track,
+    make_longer_cells,
+    put_cells,
+)
 from gpu_metrics.domain.host_ingest import AcceptedReport
 from gpu_metrics.domain.pending_samples import GPU_METRICS, PendingSamples
 from gpu_metrics.domain.readings import (
@@ -74,6 +79,8 @@ class _HostTracks:
     gpus: list[Subject]
     servers: dict[str, Subject]
     pending: PendingSamples
+    # Which of the host's figures are whose: from where, to before where.
+    places: list[tuple[Subject, int, int]]
     tokens: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
@@ -111,61 +118,37 @@ class History:
             told = host.pending.add_samples(accepted)
         if second is not None:
             self._newest = max(self._newest, second)
-            if len(told) < len(uuids) * len(GPU_METRICS):
-                host.pending.add_readings(second, gpu_history_figures(report.gpus), told)
-            for server in report.servers:
-                at = report.monotonic_microseconds or second * 10**6
-                self._put_server(host, server, at, second)
+            figures = _figures_now(report, host.tokens, told, second)
+            if figures:
+                host.pending.add_readings(second, figures)
         if host.pending.full:
             self._fold(host)
 
-    def _put_server(
-        self, host: _HostTracks, server: ModelServerReading, at: int, second: int
-    ) -> None:
-        subject = host.servers[server.server_id]
-        tokens = known(server.generation_tokens_total)
-        rate: float | None = None
-        if tokens is not None:
-            before, before_at = host.tokens.get(server.server_id, (0, 0))
-            # Fewer than before: the server started again.
-            if before_at and at > before_at and tokens >= before:
-                rate = (tokens - before) * 1e6 / (at - before_at)
-            host.tokens[server.server_id] = (tokens, at)
-        readings = (
-            known(server.running_requests),
-            known(server.waiting_requests),
-            known(server.kv_cache_usage_permille),
-            rate,
-        )
-        told = {place: (value,) for place, value in enumerate(readings) if value is not None}
-        if told and (track := self._track(subject)) is not None:
-            track.add(second, told)
-
     def _fold(self, host: _HostTracks) -> None:
-        """Put what a host told lately into the tracks of its GPUs."""
+        """Put what a host told lately into the tracks of its GPUs and servers."""
         told = host.pending.take()
-        width = len(GPU_METRICS) * FIELDS_OF_SECOND
-        complete = all(all(fields[::FIELDS_OF_SECOND]) for _, fields in told)
-        for number, subject in enumerate(host.gpus):
-            begin, end = number * width, (number + 1) * width
-            for second, fields in told:
-                cells = fields[begin:end]
-                if complete or any(cells[::FIELDS_OF_SECOND]):
-                    track = self._track(subject)
-                    if track is not None:
-                        track.put(second, cells)
+        if told is None:
+            return
+        parts = []
+        for subject, begin, end in host.places:
+            track = subject.track
+            if track is None:
+                seconds = told.seconds_with_samples(begin, end)
+                if seconds:
+                    track = self._begin_track(subject)
+                if track is None:
+                    self.refused_samples += seconds
+            parts.append((track, begin, end))
+        put_cells(parts, told)
 
-    def _track(self, subject: Subject) -> Track | None:
-        track = subject.track
-        if track is None:
-            width = len(subject.metrics)
-            while self._figure_count + width > self.maximum_figures:
-                if not self._make_room():
-                    self.refused_samples += 1
-                    return None
-            self._figure_count += width
-            track = subject.track = Track(self.lengths, width)
-        return track
+    def _begin_track(self, subject: Subject) -> Track | None:
+        width = len(subject.metrics)
+        while self._figure_count + width > self.maximum_figures:
+            if not self._make_room():
+                return None
+        self._figure_count += width
+        subject.track = Track(self.lengths, width)
+        return subject.track
 
     def _make_room(self) -> bool:
         for subject in self._gone:
@@ -206,12 +189,18 @@ class History:
                 if id(subject) not in present:
                     self._end_stay(subject, at)
         tokens = before.tokens if before is not None else {}
+        places: list[tuple[Subject, int, int]] = []
+        width = 0
+        for subject in (*gpus, *[servers[server.server_id] for server in report.servers]):
+            places.append((subject, width, width + len(subject.metrics)))
+            width += len(subject.metrics)
         host = _HostTracks(
             uuids,
             topology,
             gpus,
             servers,
-            PendingSamples(len(gpus)),
+            PendingSamples(len(gpus), width),
+            places,
             tokens={name: tokens[name] for name in servers if name in tokens},
         )
         self._hosts[host_id] = host
@@ -280,10 +269,11 @@ class History:
                 self._forget(subject)
 
     def fold(self, subject: Subject) -> None:
-        """Put what was observed of a GPU into its cells, so that they tell all."""
+        """Put what was observed of a GPU or server into its cells, so that they tell all."""
         host = self._hosts.get(subject.host_id)
         if host is not None:
             self._fold(host)
+            make_longer_cells([each.track for each, _, _ in host.places if each.track is not None])
 
     def _subjects(self) -> Iterator[Subject]:
         yield from self._gpus.values()
@@ -297,8 +287,11 @@ class History:
         return subject
 
     def server(self, server_id: str) -> Subject | None:
-        """Return a model server that is remembered."""
-        return self._servers.get(server_id)
+        """Return a model server that is remembered, its cells up to date."""
+        subject = self._servers.get(server_id)
+        if subject is not None:
+            self.fold(subject)
+        return subject
 
     def gpus(self) -> Iterable[Subject]:
         """Return all GPUs that are remembered."""
@@ -314,3 +307,41 @@ class History:
         return sum(
             subject.track.bytes_held for subject in self._subjects() if subject.track is not None
         )
+
+
+def _figures_now(
+    report: HostReport, tokens: dict[str, tuple[int, int]], told: AbstractSet[int], second: int
+) -> list[float | None]:
+    """Return a report's readings but for the figures that are told already; none if all are."""
+    gpu_figures = len(report.gpus) * len(GPU_METRICS)
+    figures: list[float | None] = []
+    if len(told) < gpu_figures:
+        figures = gpu_history_figures(report.gpus)
+        # The samples of a series are the same figure, told better.
+        for place in told:
+            figures[place] = None
+    elif report.servers:
+        figures = [None] * gpu_figures
+    for server in report.servers:
+        figures += _figures_of(server, tokens, report.monotonic_microseconds or second * 10**6)
+    return figures
+
+
+def _figures_of(
+    server: ModelServerReading, tokens_before: dict[str, tuple[int, int]], at: int
+) -> tuple[float | None, ...]:
+    """Return the figures of `SERVER_METRICS`, and remember the tokens told at a microsecond."""
+    tokens = known(server.generation_tokens_total)
+    rate: float | None = None
+    if tokens is not None:
+        before, before_at = tokens_before.get(server.server_id, (0, 0))
+        # Fewer than before: the server started again.
+        if before_at and at > before_at and tokens >= before:
+            rate = (tokens - before) * 1e6 / (at - before_at)
+        tokens_before[server.server_id] = (tokens, at)
+    return (
+        known(server.running_requests),
+        known(server.waiting_requests),
+        known(server.kv_cache_usage_permille),
+        rate,
+    )

@@ -7,7 +7,8 @@ from enum import Enum
 from itertools import accumulate
 
 from gpu_metrics.domain.history import SERVER_METRICS, History, Subject
-from gpu_metrics.domain.history_ring import HistoryLengths, points_of
+from gpu_metrics.domain.history_cells import points_of
+from gpu_metrics.domain.history_ring import HistoryLengths
 from gpu_metrics.domain.log_histogram import LogHistogram
 from gpu_metrics.domain.readings import Tier
 from gpu_metrics.domain.samples import FleetMetric

@@ -2,103 +2,49 @@
 
 Three levels: cells of a second, of ten and of sixty seconds. Samples go into the cells of a
 second; once a longer cell can get no more samples it is made out of those and stands for itself.
-A cell keeps the number of samples, their mean and their extremes, a longer one four quantiles as
-well, so that percentiles over days and over many GPUs stay meaningful.
+Longer cells of a minute are made at once, or when somebody asks.
 """
 
-import math
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import accumulate
-from operator import itemgetter, mul, truediv
-from struct import Struct, calcsize
+
+import numpy as np
+
+from gpu_metrics.domain.history_cells import (
+    LONGER_CELL,
+    SECOND_CELL,
+    Cells,
+    SecondCells,
+    add_earlier,
+    longer_cells,
+)
 
 __all__ = [
     "BYTES_PER_CELL",
     "BYTES_PER_SECOND_CELL",
-    "FIELDS_OF_SECOND",
     "HistoryLengths",
+    "Part",
     "Track",
-    "cells_of",
-    "points_of",
+    "make_longer_cells",
+    "put_cells",
 ]
 
-_SECOND_CELL = "Hfff"
-_CELL = "Hfff4H"
+BYTES_PER_SECOND_CELL = SECOND_CELL.itemsize
+"""Memory of a cell of a second."""
 
-BYTES_PER_SECOND_CELL = calcsize("<" + _SECOND_CELL)
-"""Memory of a cell of a second: samples, mean, minimum, maximum."""
+BYTES_PER_CELL = LONGER_CELL.itemsize
+"""Memory of a longer cell."""
 
-BYTES_PER_CELL = calcsize("<" + _CELL)
-"""Memory of a longer cell: the same and four quantiles."""
-
-FIELDS_OF_SECOND = 4
-"""Fields of a cell of a second: samples, mean, minimum, maximum."""
-
-_MOST_SAMPLES = 0xFFFF
-# What stands for the values of a column without any.
-_NONE = (0,)
-_SMALLEST_OF_SORTED, _LARGEST_OF_SORTED = itemgetter(0), itemgetter(-1)
-# Of the samples between its extremes a longer cell keeps these quantiles, each the middle of the
-# share it stands for; the extremes stand for themselves. The median and the 95th percentile of a
-# cell are among them, so its percentiles are off by at most half a share's rank.
-_QUANTILES = (0.175, 0.5, 0.775, 0.95)
-_SHARES = (0.35, 0.3, 0.25, 0.1)
-# So few are put in order sooner one by one than as points that stand for several.
-_FEW_SAMPLES = 128
-# Quantiles are kept as logarithms in 16 bits: 0.05 % apart from 0.001 to above 10^25.
-_SMALLEST = 0.001
-_STEPS = 1000.0
-
-
-def _encode(value: float) -> int:
-    if value < _SMALLEST:
-        return 0
-    return min(_MOST_SAMPLES, 1 + round(math.log(value / _SMALLEST) * _STEPS))
-
-
-def _decode(code: int) -> float:
-    return _SMALLEST * math.exp((code - 1) / _STEPS) if code else 0.0
-
-
-def cells_of(columns: Sequence[Sequence[float]]) -> list[float]:
-    """Return the fields of a cell of a second for each column of samples, one after the other."""
-    counts: Sequence[int] = list(map(len, columns))
-    lengths = counts
-    if not all(counts):
-        columns = [each or _NONE for each in columns]
-        lengths = list(map(len, columns))
-    fields = [0.0] * (len(columns) * FIELDS_OF_SECOND)
-    fields[1::FIELDS_OF_SECOND] = map(truediv, map(sum, columns), lengths)
-    # Of so few values both extremes are found sooner by sorting than one by one.
-    in_order = list(map(sorted, columns))
-    fields[2::FIELDS_OF_SECOND] = map(_SMALLEST_OF_SORTED, in_order)
-    fields[3::FIELDS_OF_SECOND] = map(_LARGEST_OF_SORTED, in_order)
-    if max(counts, default=0) > _MOST_SAMPLES:
-        counts = [min(count, _MOST_SAMPLES) for count in counts]
-    fields[0::FIELDS_OF_SECOND] = counts
-    return fields
-
-
-def _joined(row: list[float], fields: Sequence[float]) -> list[float]:
-    """Return a row with what came later added to it."""
-    for at in range(0, len(row), FIELDS_OF_SECOND):
-        count, mean, minimum, maximum = fields[at : at + FIELDS_OF_SECOND]
-        had = row[at]
-        if count and had:
-            mean = (had * row[at + 1] + count * mean) / (had + count)
-            count = min(_MOST_SAMPLES, had + count)
-            minimum, maximum = min(minimum, row[at + 2]), max(maximum, row[at + 3])
-        if count:
-            row[at : at + FIELDS_OF_SECOND] = (count, mean, minimum, maximum)
-    return row
+# So many seconds are written at once, so that longer cells are made before the ring needs the room.
+_MOST_AT_ONCE = 60
 
 
 @dataclass(frozen=True, slots=True)
 class HistoryLengths:
-    """How many cells of each level are kept, and how late a sample may still come, in seconds."""
+    """How many cells of each level are kept, and how late a sample may still come, in seconds.
+
+    Cells of a second must reach back two minutes and a half more than samples may be late.
+    """
 
     seconds: int = 600
     ten_seconds: int = 2160
@@ -116,100 +62,66 @@ class HistoryLengths:
         return {1: self.seconds, 10: 10 * self.ten_seconds, 60: 60 * self.minutes}[resolution]
 
 
-@lru_cache
-def _row(cell: str, width: int) -> Struct:
-    """Return how a row of `width` cells is packed."""
-    return Struct("<" + cell * width)
-
-
-@lru_cache
-def _column(cell: str, width: int, column: int) -> Struct:
-    """Return how one cell of such a row is read without the others."""
-    size = calcsize("<" + cell)
-    return Struct(f"<{size * column}x{cell}{size * (width - 1 - column)}x")
-
-
 class _Ring:
-    """The last rows of one resolution; memory grows with time up to the capacity."""
+    """The last rows of one resolution; memory grows with time up to the capacity.
 
-    __slots__ = ("_blank", "_bytes", "_capacity", "_cell", "_origin", "_row", "_width", "newest")
+    Before the first row there is room for `before` others.
+    """
 
-    def __init__(self, cell: str, width: int, capacity: int) -> None:
-        self._cell = cell
-        self._width = width
-        self._row = _row(cell, width)
-        self._blank = bytes(self._row.size)
+    __slots__ = ("_before", "_blank", "_bytes", "_capacity", "_origin", "_size", "newest")
+
+    def __init__(self, size: int, capacity: int, before: int = 0) -> None:
+        self._size = size
+        self._blank = bytes(size)
         self._capacity = capacity
+        self._before = min(before, capacity - 1)
         self._bytes = bytearray()
         self._origin = 0
         self.newest = -1
 
-    def reserve(self, number: int, before: int = 0) -> int:
-        """Return where row `number` is, or -1 when it is no longer kept; newer ones are begun.
-
-        A ring that is empty keeps room for `before` rows before the first.
-        """
-        size = self._row.size
+    def write(self, number: int, rows: bytes) -> None:
+        """Set rows from `number` on, those that are kept; what is left out between is blank."""
+        size, count = self._size, len(rows) // self._size
         if self.newest < 0 or number - self.newest >= self._capacity:
-            self._origin = number - min(before, self._capacity - 1)
-            self._bytes = bytearray((number - self._origin + 1) * size)
-            self.newest = number
-        elif number > self.newest:
-            for fresh in range(self.newest + 1, number + 1):
-                if fresh - self._origin < self._capacity:
-                    self._bytes += self._blank
-                else:
-                    place = (fresh - self._origin) % self._capacity * size
-                    self._bytes[place : place + size] = self._blank
-            self.newest = number
-        elif number < self.oldest:
-            return -1
-        return (number - self._origin) % self._capacity * size
+            self._origin = number - self._before
+            self._bytes = bytearray(self._before * size)
+            self.newest = number - 1
+        elif number > self.newest + 1:
+            self.write(self.newest + 1, self._blank * (number - self.newest - 1))
+        self.newest = max(self.newest, number + count - 1)
+        begin = max(0, self.oldest - number)
+        while begin < count:
+            place = (number + begin - self._origin) % self._capacity
+            run = min(count - begin, self._capacity - place)
+            part = rows if run == count else rows[begin * size : (begin + run) * size]
+            self._bytes[place * size : (place + run) * size] = part
+            begin += run
 
     @property
     def oldest(self) -> int:
         """Return the oldest row that is kept."""
         return max(self._origin, self.newest - self._capacity + 1)
 
-    def append(self, fields: Sequence[float]) -> None:
-        """Add the row after the newest; the ring must not be empty."""
-        self.newest += 1
-        offset = self.newest - self._origin
-        if offset < self._capacity:
-            self._bytes += self._row.pack(*fields)
-        else:
-            self._row.pack_into(self._bytes, offset % self._capacity * self._row.size, *fields)
+    def rows(self, first: int, last: int) -> bytes:
+        """Return the rows from `first` to before `last`, blank where they are not kept."""
+        size = self._size
+        begin, end = max(first, self.oldest), min(last, self.newest + 1)
+        if begin >= end:
+            return self._blank * (last - first)
+        pieces: list[bytes | bytearray] = [self._blank * (begin - first)]
+        while begin < end:
+            place = (begin - self._origin) % self._capacity
+            run = min(end - begin, self._capacity - place)
+            pieces.append(self._bytes[place * size : (place + run) * size])
+            begin += run
+        pieces.append(self._blank * (last - end))
+        return b"".join(pieces)
 
-    def write_row(self, place: int, fields: Sequence[float]) -> None:
-        """Set all cells of the row at a place."""
-        self._row.pack_into(self._bytes, place, *fields)
-
-    def read_row(self, place: int) -> list[float]:
-        """Return the fields of all cells of the row at a place."""
-        return list(self._row.unpack_from(self._bytes, place))
-
-    def rows(self, first: int, last: int) -> list[tuple[float, ...]]:
-        """Return those of the rows from `first` to `last`, both included, that are kept."""
-        return [row for _, rows in self._runs(first, last) for row in self._row.iter_unpack(rows)]
-
-    def column(self, column: int, first: int, last: int) -> Iterator[tuple[int, tuple[float, ...]]]:
-        """Yield one cell of the rows from `first` to `last`, where it holds something."""
-        layout = _column(self._cell, self._width, column)
-        for begin, rows in self._runs(first, last):
-            yield from (each for each in enumerate(layout.iter_unpack(rows), begin) if each[1][0])
-
-    def _runs(self, first: int, last: int) -> Iterator[tuple[int, bytes]]:
-        """Yield the rows in runs that lie together, each with the number of its first."""
+    def kept(self, first: int, last: int) -> tuple[int, int]:
+        """Return what of the rows from `first` to before `last` may hold something."""
         if self.newest < 0:
-            return
-        first, last = max(first, self.oldest), min(last, self.newest)
-        size = self._row.size
-        while first <= last:
-            place = (first - self._origin) % self._capacity
-            run = min(last - first + 1, self._capacity - place)
-            # A copy, so that the ring may grow while the rows are read.
-            yield first, bytes(self._bytes[place * size : (place + run) * size])
-            first += run
+            return first, first
+        return max(first, self.oldest), min(last, self.newest + 1)
 
     @property
     def bytes_held(self) -> int:
@@ -220,70 +132,75 @@ class _Ring:
 class Track:
     """The figures of one GPU or server over time. Times are in whole seconds since 1970."""
 
-    __slots__ = ("_late", "_minutes", "_seconds", "_tens", "_to_fold", "_width")
+    __slots__ = ("_closed", "_late", "_longer", "_minutes", "_seconds", "_tens", "width")
 
     def __init__(self, lengths: HistoryLengths, width: int) -> None:
+        self.width = width
         self._late = lengths.late_seconds
-        self._width = width
-        self._seconds = _Ring(_SECOND_CELL, width, lengths.seconds)
-        self._tens = _Ring(_CELL, width, lengths.ten_seconds)
-        self._minutes = _Ring(_CELL, width, lengths.minutes)
+        self._seconds = _Ring(width * SECOND_CELL.itemsize, lengths.seconds, self._late)
+        self._tens = _Ring(width * LONGER_CELL.itemsize, lengths.ten_seconds)
+        self._minutes = _Ring(width * LONGER_CELL.itemsize, lengths.minutes)
+        # Before this second no more samples are taken; a multiple of ten.
+        self._closed = 0
         # Before this second all is in the longer cells; a multiple of ten.
-        self._to_fold = 0
+        self._longer = 0
 
-    def add(self, second: int, samples: Mapping[int, Sequence[float]]) -> bool:
-        """Take in samples of a second, by column, each at least one; False when it is too late."""
-        columns: list[Sequence[float]] = [()] * self._width
-        for column, values in samples.items():
-            columns[column] = values
-        return self.put(second, cells_of(columns))
+    @property
+    def newest(self) -> int:
+        """Return the newest second with samples, -1 before the first."""
+        return self._seconds.newest
 
-    def put(self, second: int, fields: Sequence[float]) -> bool:
-        """Take in what `cells_of` makes of the samples of a second; False when it is too late."""
-        ring = self._seconds
-        begins = second > ring.newest
-        if begins:
-            self._fold_until(second)
-            if 0 <= ring.newest == second - 1:
-                ring.append(fields)
-                return True
-        elif second < self._to_fold:
-            return False
-        place = ring.reserve(second, self._late)
-        if place < 0:
-            return False
-        ring.write_row(place, fields if begins else _joined(ring.read_row(place), fields))
-        return True
+    def row(self, second: int) -> bytes:
+        """Return the cells of a second, blank where there are none."""
+        return self._seconds.rows(second, second + 1)
 
-    def _fold_until(self, second: int) -> None:
-        """Make the longer cells that get no more samples once `second` has been reached."""
-        if second - self._late < self._to_fold + 10:
-            return
-        if self._seconds.newest < 0:
-            self._to_fold = (second - self._late) // 10 * 10
-            return
-        # After a long silence there is nothing between what was heard last and now.
-        ends = min((second - self._late) // 10 * 10, (self._seconds.newest // 60 + 1) * 60)
-        while self._to_fold < ends:
-            start = self._to_fold
-            self._fold(self._tens, start, 10)
-            self._to_fold = start + 10
-            if self._to_fold % 60 == 0:
-                self._fold(self._minutes, self._to_fold - 60, 60)
-        self._to_fold = max(self._to_fold, (second - self._late) // 10 * 10)
+    def write(self, first: int, rows: bytes) -> None:
+        """Set the cells of the seconds from `first` on, but for those that come too late."""
+        newest = self._seconds.newest
+        if newest < 0:
+            self._closed = self._longer = self._closed_by(first)
+        else:
+            if first > newest + 1:
+                self._closed = max(self._closed, self._closed_by(first))
+                make_longer_cells((self,))
+                self._longer = self._closed
+            elif self.makes_longer:
+                make_longer_cells((self,))
+            if first < self._closed:
+                size = self.width * SECOND_CELL.itemsize
+                rows, first = rows[(self._closed - first) * size :], self._closed
+        if rows:
+            self._seconds.write(first, rows)
+            self._closed = max(self._closed, self._closed_by(self._seconds.newest))
 
-    def _fold(self, ring: _Ring, start: int, length: int) -> None:
-        columns = list(zip(*self._seconds.rows(start, start + length - 1), strict=True))
-        fields: list[float] = []
-        for at in range(0, len(columns), FIELDS_OF_SECOND):
-            cells = columns[at : at + FIELDS_OF_SECOND]
-            if 0 in cells[0]:
-                cells = list(
-                    zip(*[cell for cell in zip(*cells, strict=True) if cell[0]], strict=True)
-                )
-            fields += _folded(*cells) if cells else _EMPTY_CELL
-        if any(fields[:: len(_EMPTY_CELL)]):
-            ring.write_row(ring.reserve(start // length), fields)
+    def _closed_by(self, second: int) -> int:
+        return (second - self._late) // 10 * 10
+
+    @property
+    def makes_longer(self) -> bool:
+        """Return whether a minute has ended that is not in the longer cells."""
+        return self._longer // 60 < self._closed // 60
+
+    def due(self) -> tuple[int, int]:
+        """Return from when to before when longer cells are due, both multiples of ten.
+
+        After a long silence there is nothing between what was heard last and now.
+        """
+        return self._longer, min(self._closed, (self._seconds.newest // 60 + 1) * 60)
+
+    def seconds(self, first: int, last: int) -> bytes:
+        """Return the cells of the seconds from `first` to before `last`."""
+        return self._seconds.rows(first, last)
+
+    def write_longer(self, tens: tuple[int, Cells], minutes: tuple[int, Cells]) -> None:
+        """Set the longer cells that were due, rows from the number of the first on."""
+        for ring, (number, cells) in ((self._tens, tens), (self._minutes, minutes)):
+            told = np.flatnonzero(cells["count"].any(axis=1))
+            if len(told):
+                # A row that tells nothing must not begin or end a ring.
+                first, last = int(told[0]), int(told[-1])
+                ring.write(number + first, cells[first : last + 1].tobytes())
+        self._longer = self._closed
 
     def cells(
         self, column: int, start: int, end: int, resolution: int
@@ -293,14 +210,27 @@ class Track:
         The fields are samples, mean, minimum, maximum and what `points_of` needs. What no cell of
         the resolution holds yet comes in cells of a second, so the last seconds are there.
         """
-        folded = start
+        longer = start
         if resolution > 1:
-            folded = self._to_fold // resolution * resolution
+            make_longer_cells((self,))
+            longer = self._longer // resolution * resolution
             ring = self._tens if resolution == 10 else self._minutes
-            last = -(-min(end, folded) // resolution) - 1
-            for number, fields in ring.column(column, start // resolution, last):
+            last = -(-min(end, longer) // resolution)
+            for number, fields in self._column(
+                ring, LONGER_CELL, column, start // resolution, last
+            ):
                 yield number * resolution, fields
-        yield from self._seconds.column(column, max(start, folded), end - 1)
+        yield from self._column(self._seconds, SECOND_CELL, column, max(start, longer), end)
+
+    def _column(
+        self, ring: _Ring, cell: np.dtype[np.void], column: int, first: int, last: int
+    ) -> Iterator[tuple[int, tuple[float, ...]]]:
+        first, last = ring.kept(first, last)
+        if first < last:
+            rows = np.frombuffer(ring.rows(first, last), cell).reshape(-1, self.width)
+            for number, fields in enumerate(rows[:, column].tolist(), first):
+                if fields[0]:
+                    yield number, fields
 
     @property
     def bytes_held(self) -> int:
@@ -308,82 +238,70 @@ class Track:
         return self._seconds.bytes_held + self._tens.bytes_held + self._minutes.bytes_held
 
 
-_EMPTY_CELL = (0, 0.0, 0.0, 0.0, 0, 0, 0, 0)
+def make_longer_cells(tracks: Iterable[Track]) -> None:
+    """Bring the longer cells of tracks up to date, of tracks that are alike at once."""
+    alike: dict[tuple[int, int, int], list[Track]] = {}
+    for track in tracks:
+        start, end = track.due()
+        if start < end:
+            alike.setdefault((track.width, start, end), []).append(track)
+    for (width, start, end), group in alike.items():
+        # The minute that begins before what is due, and all that ends with it.
+        begin = start // 60 * 60
+        rows = b"".join([track.seconds(begin, end) for track in group])
+        cells = np.frombuffer(rows, SECOND_CELL).reshape(len(group), end - begin, width)
+        tens = _made_of(10, cells[:, start - begin :])
+        minutes = _made_of(60, cells[:, : end // 60 * 60 - begin])
+        for track, of_ten, of_minute in zip(group, tens, minutes, strict=True):
+            track.write_longer((start // 10, of_ten), (begin // 60, of_minute))
 
 
-def _folded(
-    counts: Sequence[int],
-    means: Sequence[float],
-    minima: Sequence[float],
-    maxima: Sequence[float],
-) -> tuple[float, ...]:
-    """Return one longer cell of the cells of seconds, none of them empty."""
-    count = sum(counts)
-    mean = sum(map(mul, counts, means)) / count
-    minimum, maximum = min(minima), max(maxima)
-    if minimum == maximum:
-        codes = (_encode(minimum),) * len(_QUANTILES)
-    else:
-        codes = tuple(map(_encode, _quantiles(counts, means, minima, maxima, count)))
-    return (min(_MOST_SAMPLES, count), mean, minimum, maximum, *codes)
+def _made_of(seconds: int, cells: Cells) -> Cells:
+    """Return the cells of so many seconds each, of tracks' rows of cells of a second."""
+    tracks, length, width = cells.shape
+    if not length:
+        return np.empty((tracks, 0, width), LONGER_CELL)
+    return longer_cells(cells.reshape(tracks, length // seconds, seconds, width).swapaxes(2, 3))
 
 
-def _second_points(fields: tuple[int, float, float, float]) -> tuple[tuple[float, int], ...]:
-    count, mean, minimum, maximum = fields
-    if minimum == maximum:
-        return ((minimum, count),)
-    if count == 2:
-        return ((minimum, 1), (maximum, 1))
-    rest = (count * mean - minimum - maximum) / (count - 2)
-    return ((minimum, 1), (min(max(rest, minimum), maximum), count - 2), (maximum, 1))
+Part = tuple[Track | None, int, int]
+"""The track of a GPU or server, and from where to before where its figures are in a row."""
 
 
-def points_of(fields: Sequence[float]) -> Sequence[tuple[float, int]]:
-    """Return values that stand for a cell's samples, and how many each stands for."""
-    if len(fields) == FIELDS_OF_SECOND:
-        return _second_points((int(fields[0]), fields[1], fields[2], fields[3]))
-    count, minimum, maximum = int(fields[0]), fields[2], fields[3]
-    if minimum == maximum:
-        return ((minimum, count),)
-    points = [(minimum, 1), (maximum, 1)]
-    given, reached = 0, 0.0
-    for code, share in zip(fields[FIELDS_OF_SECOND:], _SHARES, strict=True):
-        reached += share
-        weight = round(reached * (count - 2)) - given
-        given += weight
-        if weight:
-            points.append((min(max(_decode(int(code)), minimum), maximum), weight))
-    return points
+def put_cells(parts: Sequence[Part], told: SecondCells) -> None:
+    """Add cells to those of the tracks that all columns of them belong to, one after the other."""
+    newest = max([track.newest for track, _, _ in parts if track is not None], default=-1)
+    for number, second in enumerate(told.seconds):
+        if second > newest:
+            break
+        rows = [
+            track.row(second) if track is not None else bytes((end - begin) * SECOND_CELL.itemsize)
+            for track, begin, end in parts
+        ]
+        add_earlier(told.fields[:, number], np.frombuffer(b"".join(rows), SECOND_CELL))
+    packed = told.packed().view(np.uint8)
+    size = SECOND_CELL.itemsize
+    runs = list(_runs(told.seconds, range(len(told.seconds))))
+    for track, begin, end in parts:
+        if track is None:
+            continue
+        if not told.complete:
+            has_samples = told.fields[0, :, begin:end].any(axis=1)
+            runs = list(_runs(told.seconds, np.flatnonzero(has_samples).tolist()))
+        for first, last in runs:
+            rows_of_track = packed[first:last, begin * size : end * size]
+            track.write(told.seconds[first], rows_of_track.tobytes())
+    make_longer_cells([track for track, _, _ in parts if track is not None and track.makes_longer])
 
 
-def _quantiles(
-    counts: Sequence[int],
-    means: Sequence[float],
-    minima: Sequence[float],
-    maxima: Sequence[float],
-    count: int,
-) -> list[float]:
-    """Return the quantiles of the points that stand for cells of seconds."""
-    values, weights = list(minima), list(counts)
-    if minima != maxima:
-        cells = zip(counts, means, minima, maxima, strict=True)
-        if min(counts) > 2:
-            # What `_second_points` tells of each, all at once.
-            values += maxima
-            if count <= _FEW_SAMPLES:
-                for n, mean, low, high in cells:
-                    values += [(n * mean - low - high) / (n - 2)] * (n - 2)
-                values.sort()
-                return [values[1 + int(share * (count - 2))] for share in _QUANTILES]
-            values += [(n * mean - low - high) / (n - 2) for n, mean, low, high in cells]
-            weights = [1] * (2 * len(counts))
-            weights += [n - 2 for n in counts]
-        else:
-            points = [point for cell in cells for point in _second_points(cell)]
-            values, weights = [value for value, _ in points], [weight for _, weight in points]
-    # Numbers are sorted sooner than pairs of them.
-    order = sorted(range(len(values)), key=values.__getitem__)
-    reached = list(accumulate(map(weights.__getitem__, order)))
-    return [
-        values[order[bisect_right(reached, 1 + int(share * (count - 2)))]] for share in _QUANTILES
-    ]
+def _runs(seconds: Sequence[int], numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield runs of seconds that follow each other: from which number to before which."""
+    begin = 0
+    for end in range(1, len(numbers) + 1):
+        if (
+            end == len(numbers)
+            or seconds[numbers[end]] - seconds[numbers[begin]] != end - begin
+            or end - begin == _MOST_AT_ONCE
+        ):
+            yield numbers[begin], numbers[end - 1] + 1
+            begin = end

@@ -4,15 +4,19 @@ Samples wait as they came, until somebody asks for them or a bound is reached. T
 reports then become cells at once, so most of the work is begun once and not for every report.
 """
 
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
-from typing import NamedTuple, cast
+from itertools import accumulate
+from typing import NamedTuple
 
-from gpu_metrics.domain.history_ring import FIELDS_OF_SECOND, cells_of
+import numpy as np
+from numpy.typing import NDArray
+
+from gpu_metrics.domain.history_cells import SecondCells, second_cells
 from gpu_metrics.domain.host_ingest import AcceptedReport
 from gpu_metrics.domain.samples import FleetMetric, PackedValues, column_of
+from gpu_metrics.domain.varints import numbers_of
 
 __all__ = ["GPU_METRICS", "MOST_PIECES", "MOST_SAMPLES", "MOST_SECONDS", "PendingSamples"]
 
@@ -37,6 +41,8 @@ MOST_SECONDS = 10
 
 _NOTHING: AbstractSet[int] = frozenset()
 _NEVER = 1 << 80
+
+_Rows = NDArray[np.float64]
 
 
 class _Piece(NamedTuple):
@@ -63,8 +69,8 @@ class _Figures(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _figures(columns: tuple[int, ...], gpus: int) -> _Figures:
-    """Return what columns of `column_of` are to a host with so many GPUs."""
+def _figures(columns: tuple[int, ...], gpus: int, width: int) -> _Figures:
+    """Return what columns of `column_of` are to a host with so many GPUs and figures in all."""
     wanted = {
         column_of(gpu_index, metric): gpu_index * len(GPU_METRICS) + place
         for gpu_index in range(gpus)
@@ -72,22 +78,35 @@ def _figures(columns: tuple[int, ...], gpus: int) -> _Figures:
     }
     found = [(number, wanted[column]) for number, column in enumerate(columns) if column in wanted]
     places = tuple([place for _, place in found])
-    whole = len(columns) == len(wanted) and places == tuple(range(len(wanted)))
+    whole = len(columns) == width and places == tuple(range(width))
     return _Figures(tuple([number for number, _ in found]), places, frozenset(places), whole)
 
 
 class PendingSamples:
-    """Samples of a host with so many GPUs, until they are taken; `full` once no more may wait."""
+    """Samples of a host, until they are taken; `full` once no more may wait.
 
-    __slots__ = ("_every_place", "_gpus", "_newest", "_oldest", "_pieces", "_samples", "full")
+    The host has so many GPUs, the figures of which come first, and `width` figures in all.
+    """
 
-    def __init__(self, gpus: int) -> None:
+    __slots__ = (
+        "_gpus",
+        "_newest",
+        "_oldest",
+        "_pieces",
+        "_readings",
+        "_samples",
+        "_width",
+        "full",
+    )
+
+    def __init__(self, gpus: int, width: int) -> None:
         self._gpus = gpus
-        self._every_place = tuple(range(gpus * len(GPU_METRICS)))
+        self._width = width
         self._begin()
 
     def _begin(self) -> None:
         self._pieces: list[_Piece] = []
+        self._readings: list[tuple[int, Sequence[float | None]]] = []
         self._samples = 0
         self._oldest, self._newest = _NEVER, 0
         # Whether as much waits as may.
@@ -97,90 +116,81 @@ class PendingSamples:
         """Keep what is accepted of a report's samples; return the places of their figures."""
         told = _NOTHING
         for moments, block in accepted.blocks:
-            columns, places, of_block, whole = _figures(block.columns, self._gpus)
+            columns, places, of_block, whole = _figures(block.columns, self._gpus, self._width)
             length = len(block.offset_microseconds)
             self._keep(_Piece(moments, length, columns, places, whole, block.values))
             told = told | of_block if told else of_block
         for each in accepted.series:
             column = column_of(each.gpu_index, each.metric)
-            columns, places, of_one, whole = _figures((column,), self._gpus)
-            values = array("d", each.values)
-            self._keep(_Piece(each.moments, len(values), columns, places, whole, values))
+            columns, places, of_one, whole = _figures((column,), self._gpus, self._width)
+            length = len(each.values)
+            self._keep(_Piece(each.moments, length, columns, places, whole, each.values))
             told |= of_one
         return told
-
-    def add_readings(
-        self, second: int, figures: list[float | None], told: AbstractSet[int]
-    ) -> None:
-        """Keep the readings of a report, but for figures of which samples told already."""
-        # The samples of a series are the same figure, told better.
-        for place in told:
-            figures[place] = None
-        moments = ((second, 0, 1),)
-        if None in figures:
-            places = [place for place, each in enumerate(figures) if each is not None]
-            values = [each for each in figures if each is not None]
-            self._keep(_Piece(moments, 1, range(len(places)), places, False, values))
-        else:
-            values = cast("list[float]", figures)
-            self._keep(_Piece(moments, 1, self._every_place, self._every_place, True, values))
 
     def _keep(self, piece: _Piece) -> None:
         if piece.places:
             self._pieces.append(piece)
-            self._samples += len(piece.values)
-            first, last = piece.moments[0][0], piece.moments[-1][0]
-            self._oldest = min(self._oldest, first)
-            self._newest = max(self._newest, last)
-            self.full = (
-                self._newest - self._oldest >= MOST_SECONDS
-                or len(self._pieces) >= MOST_PIECES
-                or self._samples >= MOST_SAMPLES
-            )
+            self._count(len(piece.values), piece.moments[0][0], piece.moments[-1][0])
 
-    def take(self) -> list[tuple[int, list[float]]]:
-        """Return what waited by second, in order of time, and wait for more.
+    def add_readings(self, second: int, figures: Sequence[float | None]) -> None:
+        """Keep the readings of a report, one of each figure; None is one that is missing."""
+        self._readings.append((second, figures))
+        self._count(self._width, second, second)
 
-        With each second come the fields of a cell for every figure, one after the other.
-        """
-        pieces = self._pieces
-        if not pieces:
-            return []
+    def _count(self, samples: int, first: int, last: int) -> None:
+        self._samples += samples
+        self._oldest = min(self._oldest, first)
+        self._newest = max(self._newest, last)
+        self.full = (
+            self._newest - self._oldest >= MOST_SECONDS
+            or len(self._pieces) + len(self._readings) >= MOST_PIECES
+            or self._samples >= MOST_SAMPLES
+        )
+
+    def take(self) -> SecondCells | None:
+        """Return the cells of what waited, None of nothing, and wait for more."""
+        pieces, readings = self._pieces, self._readings
+        if not pieces and not readings:
+            return None
         self._begin()
-        rows: dict[int, list[Sequence[float]]] = {}
-        apart: dict[int, list[tuple[int, Sequence[float]]]] = {}
-        for moments, length, columns, places, whole, packed in pieces:
-            values = packed.numbers() if isinstance(packed, PackedValues) else packed
-            for second, start, end in moments:
-                if whole:
-                    # All figures at one moment after the other are fewer slices than each figure.
-                    of_second = rows.setdefault(second, [])
-                    if length == 1:
-                        of_second.append(values)
-                    else:
-                        of_second += [values[at::length] for at in range(start, end)]
-                else:
-                    apart.setdefault(second, []).extend(
-                        (place, values[column * length + start : column * length + end])
-                        for column, place in zip(columns, places, strict=True)
-                    )
-        seconds = sorted(rows.keys() | apart.keys())
-        columns_of_all: list[Sequence[float]] = []
-        for second in seconds:
-            columns_of_all += self._columns(rows.get(second, ()), apart.get(second, ()))
-        fields = cells_of(columns_of_all)
-        width = len(self._every_place) * FIELDS_OF_SECOND
-        return [
-            (second, fields[number * width : (number + 1) * width])
-            for number, second in enumerate(seconds)
+        seconds = [
+            (second, end - start) for piece in pieces for second, start, end in piece.moments
         ]
+        rows = list(self._rows(pieces))
+        if readings:
+            seconds += [(second, 1) for second, _ in readings]
+            rows.append(np.array([figures for _, figures in readings], dtype=np.float64))
+        return second_cells(np.concatenate(rows), _joined(seconds))
 
-    def _columns(
-        self, rows: Iterable[Sequence[float]], apart: Iterable[tuple[int, Sequence[float]]]
-    ) -> list[Sequence[float]]:
-        columns: list[Sequence[float]] = list(zip(*rows, strict=True))
-        if not columns:
-            columns = [()] * len(self._every_place)
-        for place, values in apart:
-            columns[place] = (*columns[place], *values)
-        return columns
+    def _rows(self, pieces: Sequence[_Piece]) -> Iterator[_Rows]:
+        """Yield the rows of samples of each piece, NaN for a figure that it does not tell."""
+        encoded = [
+            piece.values.encoded for piece in pieces if isinstance(piece.values, PackedValues)
+        ]
+        numbers, ends = numbers_of(b"".join(encoded))
+        lasts = iter(np.searchsorted(ends, list(accumulate(map(len, encoded)))).tolist())
+        for _, length, columns, places, whole, packed in pieces:
+            if isinstance(packed, PackedValues):
+                last = next(lasts)
+                values = numbers[last - len(packed) : last]
+            else:
+                values = np.array(packed, dtype=np.float64)
+            in_columns = values.reshape(-1, length)
+            if whole:
+                yield in_columns.T
+            else:
+                rows = np.full((length, self._width), np.nan)
+                rows[:, places] = in_columns[columns, :].T
+                yield rows
+
+
+def _joined(seconds: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield runs of the same second as one."""
+    now, count = seconds[0][0], 0
+    for second, samples in seconds:
+        if second != now:
+            yield now, count
+            now, count = second, 0
+        count += samples
+    yield now, count

@@ -62,9 +62,14 @@ def figure_of(column: int) -> tuple[int, int]:
 
 
 class PackedValues(ABC):
-    """Values of samples as they came, which are numbers only once somebody asks."""
+    """Values of samples as they came, which are numbers only once somebody asks.
 
-    __slots__ = ()
+    `encoded` consists of base-128 numbers alone, of which the values are the last.
+    """
+
+    __slots__ = ("encoded",)
+
+    encoded: bytes
 
     @abstractmethod
     def __len__(self) -> int:

@@ -81,20 +81,21 @@ def _invalid(field: str, problem: str) -> InvalidSampleBlock:
 class _ValuesOfBlock(PackedValues):
     """The values of a block as bytes, which take a fraction of what numbers or a message would."""
 
-    __slots__ = ("_block", "_length")
+    __slots__ = ("_length",)
 
     def __init__(self, message: samples_pb2.SampleBlock) -> None:
         self._length = len(message.values)
         # Only what counts is kept, however much else an agent sends.
         message.DiscardUnknownFields()
-        self._block = message.SerializeToString()
+        # Fields are written in the order of their numbers, and all of a block are of numbers.
+        self.encoded = message.SerializeToString()
 
     def __len__(self) -> int:
         return self._length
 
     def numbers(self) -> list[int]:
         # A slice is taken at once, where an iteration asks for one number after the other.
-        return samples_pb2.SampleBlock.FromString(self._block).values[:]
+        return samples_pb2.SampleBlock.FromString(self.encoded).values[:]
 
 
 def _block_from_message(message: samples_pb2.SampleBlock) -> SampleBlock:
