@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import itertools
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -23,6 +23,7 @@ from servicekit.circuit_breaker import CircuitBreaker
 from servicekit.errors import Unavailable
 from servicekit.postgres_lending import lend_ready, take_back
 from servicekit.postgres_primary import connect_to_primary, hosts_of
+from servicekit.postgres_queries import Queries, check_identifiers, load_queries, substitute
 
 __all__ = [
     "DatabaseAway",
@@ -37,7 +38,6 @@ __all__ = [
 
 log = structlog.get_logger(__name__)
 
-_NAME_LINE = re.compile(r"^-- name: (?P<name>[a-z][a-z0-9_]*)\s*$", re.MULTILINE)
 _MIGRATION_FILE = re.compile(r"^(?P<number>\d{4})_(?P<name>[a-z0-9_]+)\.sql$")
 _CLOSED_WORDS = ("closed", "closing", "released back to the pool")
 _RETRY_AFTER_SECONDS = 1.0
@@ -77,54 +77,6 @@ class Migration:
     def sha256(self) -> str:
         """Hash of the file's text, in hexadecimal."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
-
-
-class Queries:
-    """SQL statements by the names written above them."""
-
-    def __init__(self, statements: Mapping[str, str]) -> None:
-        self._statements = dict(statements)
-
-    def __getattr__(self, name: str) -> str:
-        try:
-            return self._statements[name]
-        except KeyError:
-            raise AttributeError(f"no SQL statement is named {name!r}") from None
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._statements)
-
-
-def load_queries(
-    package: str,
-    filename: str = "queries.sql",
-    *,
-    substitutions: Mapping[str, str] | None = None,
-) -> Queries:
-    """Returns the statements of a package's `.sql` file, each under a line `-- name: …`.
-
-    Args:
-        package: holds the file.
-        filename: its name.
-        substitutions: replaces `{{name}}` in the file; values must be plain identifiers.
-
-    Raises:
-        ValueError: when two statements share a name, a name has none, or a substitution is not an
-            identifier.
-    """
-    substitutions = dict(substitutions or {})
-    _check_identifiers(substitutions.values())
-    text = resources.files(package).joinpath(filename).read_text(encoding="utf-8")
-    text = _substitute(text, substitutions)
-    statements: dict[str, str] = {}
-    matches = list(_NAME_LINE.finditer(text))
-    for match, following in zip(matches, [*matches[1:], None], strict=True):
-        body = text[match.end() : following.start() if following else None].strip()
-        name = match["name"]
-        if name in statements or not body:
-            raise ValueError(f"{filename}: {name!r} is there twice or is empty")
-        statements[name] = body
-    return Queries(statements)
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
@@ -183,7 +135,7 @@ class _Acquire(PoolAcquireContext):  # type: ignore[misc]  # as above
         error = failure[1]
         if error is None or (isinstance(error, asyncpg.PostgresError) and not _is_away(error)):
             self.pool.database_answered()
-            if error is None and self._leaves_nothing and await take_back(self.connection):
+            if error is None and self._leaves_nothing and take_back(self.connection):
                 return
         elif self.pool.breaker.is_open:
             self.pool.database_failed()
@@ -208,6 +160,33 @@ class _BoundedPool(asyncpg.Pool):  # type: ignore[misc]  # as above
         return _Acquire(
             self, _ACQUIRE_SECONDS if timeout is None else timeout, leaves_nothing=leaves_nothing
         )
+
+    async def fetch_leaving_nothing(
+        self, query: str, *arguments: Any, wait_seconds: float = _ACQUIRE_SECONDS
+    ) -> list[Any]:
+        """Returns the rows of one statement that leaves nothing behind in its session.
+
+        As with `acquire` with `leaves_nothing=True`, at half the cost where a connection lies
+        ready. `wait_seconds` is how long one is waited for.
+        """
+        lent = None if self.breaker.is_open else await lend_ready(self, wait_seconds)
+        if lent is None:
+            async with self.acquire(timeout=wait_seconds, leaves_nothing=True) as connection:
+                rows: list[Any] = await connection.fetch(query, *arguments)
+                return rows
+        connection = lent._con  # noqa: SLF001  # its proxy guards against use by others; none has it
+        connection.lent_for(leaves_nothing=True)
+        try:
+            rows = await connection.fetch(query, *arguments)
+        except BaseException as error:
+            acquired = _Acquire(self, wait_seconds, leaves_nothing=True)
+            acquired.connection = lent
+            await acquired.__aexit__(type(error), error, error.__traceback__)
+            raise
+        self.database_answered()
+        if not take_back(lent):
+            await self.release(lent)
+        return rows
 
     def database_failed(self) -> None:
         """Counts a connection that could not be had, or that answers nothing."""
@@ -381,7 +360,7 @@ async def migrate(
         ValueError: when a substitution is not an identifier, or two files share a number.
     """
     substitutions = dict(substitutions or {})
-    _check_identifiers((schema, history, *substitutions.values()))
+    check_identifiers((schema, history, *substitutions.values()))
     migrations = _migrations(package)
     lock = int.from_bytes(hashlib.sha256(schema.encode()).digest()[:8], "big", signed=True)
     await _take_lock(connection, lock)
@@ -401,7 +380,7 @@ async def migrate(
         for migration in migrations:
             if migration.number in applied:
                 continue
-            sql = _substitute(migration.sql, substitutions)
+            sql = substitute(migration.sql, substitutions)
             async with connection.transaction():
                 await connection.execute(
                     f"SET LOCAL search_path TO {schema}, public; SET LOCAL statement_timeout TO 0"
@@ -420,18 +399,6 @@ async def migrate(
     finally:
         if not connection.is_closed():  # a lost connection has lost its locks
             await connection.execute("SELECT pg_advisory_unlock($1)", lock)
-
-
-def _check_identifiers(values: Iterable[str]) -> None:
-    for value in values:
-        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,62}", value):
-            raise ValueError(f"{value!r} is not a plain lower-case SQL identifier")
-
-
-def _substitute(sql: str, substitutions: Mapping[str, str]) -> str:
-    for name, value in substitutions.items():
-        sql = sql.replace("{{" + name + "}}", value)
-    return sql
 
 
 async def _take_lock(connection: asyncpg.Connection, lock: int) -> None:

@@ -32,16 +32,29 @@ async def lend_ready(pool: Any, limit_seconds: float) -> Any:
     return None
 
 
-async def take_back(lent: Any) -> bool:
+def take_back(lent: Any) -> bool:
     """Gives a connection back that left nothing in its session and needs no reset.
 
-    False, and nothing is done, where it was lost or a transaction is left open.
+    False, and nothing is done, where the pool has more to do with it: it was lost, is worn out, or
+    something is left open.
     """
-    connection = lent._con
-    if connection is None or connection.is_closed() or connection.is_in_transaction():
+    connection, holder = lent._con, lent._holder
+    if connection is None or not _lies_ready(holder):
         return False
-    connection._on_release()
-    await lent._holder.release(lent._holder._timeout)
+    protocol = connection._protocol
+    if (
+        protocol.is_in_transaction()
+        or connection._top_xact is not None
+        or connection._listeners
+        or connection._log_listeners
+        or protocol._is_cancelling()
+        or protocol.queries_count >= holder._max_queries
+    ):
+        return False
+    connection._pool_release_ctr += 1  # statements and cursors that were kept are of no use now
+    holder._timeout = None
+    holder._release()
+    holder._setup_inactive_callback()
     return True
 
 
