@@ -207,11 +207,9 @@ class PostgresMemory:
         )
         recalled = []
         for row in rows:
-            cosine = row["cosine"]
+            recency, cosine = row[8:10]
             relevance = max(0.0, min(1.0, cosine))
-            recalled.append(
-                RecalledEvent(_event(row), relevance, relevance, row["recency"], cosine, 0.0)
-            )
+            recalled.append(RecalledEvent(_event(row), relevance, relevance, recency, cosine, 0.0))
         return recalled
 
     async def _weighed(
@@ -254,17 +252,7 @@ class PostgresMemory:
             *parameters.normalised_weights,
             model,
         )
-        return [
-            RecalledEvent(
-                _event(row),
-                row["score"],
-                row["relevance"],
-                row["recency"],
-                row["cosine"],
-                row["keyword_share"],
-            )
-            for row in rows
-        ]
+        return [RecalledEvent(_event(row), *row[8:13]) for row in rows]
 
     async def list_events(
         self, world_id: uuid.UUID, before: tuple[datetime, int] | None, limit: int
@@ -350,13 +338,8 @@ def world_of(row: Any) -> World:
 
 
 def _event(row: Any) -> StoryEvent:
+    """Returns an event from its row, whose first columns it is; by name takes twice as long."""
+    sequence, event_id, text, kind, participants, occur_time, record_time, importance = row[:8]
     return StoryEvent(
-        row["sequence"],
-        row["event_id"],
-        row["text"],
-        row["kind"],
-        tuple(row["participants"]),
-        row["occur_time"],
-        row["record_time"],
-        row["importance"],
+        sequence, event_id, text, kind, tuple(participants), occur_time, record_time, importance
     )
