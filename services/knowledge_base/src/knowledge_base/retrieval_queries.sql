@@ -8,9 +8,7 @@ SELECT * FROM knowledge_base.recall_story_events(
 )
 
 -- name: nearest_story_events
-SELECT * FROM knowledge_base.nearest_story_events(
-    $1, knowledge_base.embedded_with($5, $2), $3, $4
-)
+SELECT * FROM knowledge_base.nearest_story_events($1, $2, $3, $4, $5)
 
 -- name: events_around
 SELECT * FROM knowledge_base.events_around($1, $2, $3, $4, $5)
