@@ -39,6 +39,8 @@ SERVER_METRICS = (
 """The figures of a model server."""
 
 _MOST_STAYS = 8
+# Of so many hosts samples become cells in turn; it takes some milliseconds.
+_FOLDED_TOGETHER = 16
 _NOTHING: AbstractSet[int] = frozenset()
 
 
@@ -96,6 +98,8 @@ class History:
         self._figure_count = 0
         self._newest = started
         self._hosts: dict[str, _HostTracks] = {}
+        # Hosts of which enough waits.
+        self._worth_folding: dict[str, None] = {}
         self._gpus: dict[str, Subject] = {}
         self._servers: dict[str, Subject] = {}
         # Those that went away, the longest gone first.
@@ -121,8 +125,21 @@ class History:
             figures = _figures_now(report, host.tokens, told, second)
             if figures:
                 host.pending.add_readings(second, figures)
-        if host.pending.full:
-            self._fold(host)
+        if host.pending.enough:
+            self._worth_folding[report.host.host_id] = None
+            if host.pending.full or len(self._worth_folding) >= _FOLDED_TOGETHER:
+                self._fold_together()
+
+    def _fold_together(self) -> None:
+        """Put what is worth it into the tracks, of one host after the other.
+
+        It is the same work for each, and by itself it would begin with nothing of it at hand.
+        """
+        for host_id in self._worth_folding:
+            host = self._hosts.get(host_id)
+            if host is not None:
+                self._fold(host)
+        self._worth_folding.clear()
 
     def _fold(self, host: _HostTracks) -> None:
         """Put what a host told lately into the tracks of its GPUs and servers."""

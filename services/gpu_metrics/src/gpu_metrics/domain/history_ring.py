@@ -68,12 +68,12 @@ class _Ring:
     Before the first row there is room for `before` others.
     """
 
-    __slots__ = ("_before", "_blank", "_bytes", "_capacity", "_origin", "_size", "newest")
+    __slots__ = ("_before", "_blank", "_bytes", "_origin", "_size", "capacity", "newest")
 
     def __init__(self, size: int, capacity: int, before: int = 0) -> None:
         self._size = size
         self._blank = bytes(size)
-        self._capacity = capacity
+        self.capacity = capacity
         self._before = min(before, capacity - 1)
         self._bytes = bytearray()
         self._origin = 0
@@ -82,7 +82,7 @@ class _Ring:
     def write(self, number: int, rows: bytes) -> None:
         """Set rows from `number` on, those that are kept; what is left out between is blank."""
         size, count = self._size, len(rows) // self._size
-        if self.newest < 0 or number - self.newest >= self._capacity:
+        if self.newest < 0 or number - self.newest >= self.capacity:
             self._origin = number - self._before
             self._bytes = bytearray(self._before * size)
             self.newest = number - 1
@@ -91,8 +91,8 @@ class _Ring:
         self.newest = max(self.newest, number + count - 1)
         begin = max(0, self.oldest - number)
         while begin < count:
-            place = (number + begin - self._origin) % self._capacity
-            run = min(count - begin, self._capacity - place)
+            place = (number + begin - self._origin) % self.capacity
+            run = min(count - begin, self.capacity - place)
             part = rows if run == count else rows[begin * size : (begin + run) * size]
             self._bytes[place * size : (place + run) * size] = part
             begin += run
@@ -100,7 +100,7 @@ class _Ring:
     @property
     def oldest(self) -> int:
         """Return the oldest row that is kept."""
-        return max(self._origin, self.newest - self._capacity + 1)
+        return max(self._origin, self.newest - self.capacity + 1)
 
     def rows(self, first: int, last: int) -> bytes:
         """Return the rows from `first` to before `last`, blank where they are not kept."""
@@ -110,8 +110,8 @@ class _Ring:
             return self._blank * (last - first)
         pieces: list[bytes | bytearray] = [self._blank * (begin - first)]
         while begin < end:
-            place = (begin - self._origin) % self._capacity
-            run = min(end - begin, self._capacity - place)
+            place = (begin - self._origin) % self.capacity
+            run = min(end - begin, self.capacity - place)
             pieces.append(self._bytes[place * size : (place + run) * size])
             begin += run
         pieces.append(self._blank * (last - end))
@@ -156,19 +156,16 @@ class Track:
 
     def write(self, first: int, rows: bytes) -> None:
         """Set the cells of the seconds from `first` on, but for those that come too late."""
-        newest = self._seconds.newest
-        if newest < 0:
+        size = self.width * SECOND_CELL.itemsize
+        if self._seconds.newest < 0:
             self._closed = self._longer = self._closed_by(first)
-        else:
-            if first > newest + 1:
-                self._closed = max(self._closed, self._closed_by(first))
-                make_longer_cells((self,))
-                self._longer = self._closed
-            elif self.makes_longer:
-                make_longer_cells((self,))
-            if first < self._closed:
-                size = self.width * SECOND_CELL.itemsize
-                rows, first = rows[(self._closed - first) * size :], self._closed
+        elif first + len(rows) // size - self._longer // 60 * 60 > self._seconds.capacity:
+            # What longer cells are made of would be gone.
+            self._closed = max(self._closed, self._closed_by(first))
+            make_longer_cells((self,))
+            self._longer = self._closed
+        if first < self._closed:
+            rows, first = rows[(self._closed - first) * size :], self._closed
         if rows:
             self._seconds.write(first, rows)
             self._closed = max(self._closed, self._closed_by(self._seconds.newest))

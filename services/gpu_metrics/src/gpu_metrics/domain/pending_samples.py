@@ -30,14 +30,17 @@ GPU_METRICS = (
 )
 """The figures of a GPU, in the order of `GPU_HISTORY_FIGURES`."""
 
-MOST_PIECES = 64
+MOST_PIECES = 128
 """Blocks, series apart and reports' readings of a host that wait at most, but for the last."""
 
-MOST_SAMPLES = 16_384
+MOST_SAMPLES = 32_768
 """Samples that wait at most, but for the last; mostly of two bytes each."""
 
-MOST_SECONDS = 10
+MOST_SECONDS = 20
 """Seconds from the first sample that waits to the last."""
+
+_ENOUGH = 0.5
+"""Of what may wait, so much is worth taking."""
 
 _NOTHING: AbstractSet[int] = frozenset()
 _NEVER = 1 << 80
@@ -83,7 +86,7 @@ def _figures(columns: tuple[int, ...], gpus: int, width: int) -> _Figures:
 
 
 class PendingSamples:
-    """Samples of a host, until they are taken; `full` once no more may wait.
+    """Samples of a host, until they are taken; worth it once `enough` wait, due when it is `full`.
 
     The host has so many GPUs, the figures of which come first, and `width` figures in all.
     """
@@ -95,8 +98,8 @@ class PendingSamples:
         "_pieces",
         "_readings",
         "_samples",
+        "_share",
         "_width",
-        "full",
     )
 
     def __init__(self, gpus: int, width: int) -> None:
@@ -109,8 +112,8 @@ class PendingSamples:
         self._readings: list[tuple[int, Sequence[float | None]]] = []
         self._samples = 0
         self._oldest, self._newest = _NEVER, 0
-        # Whether as much waits as may.
-        self.full = False
+        # How much waits of what may.
+        self._share = 0.0
 
     def add_samples(self, accepted: AcceptedReport) -> AbstractSet[int]:
         """Keep what is accepted of a report's samples; return the places of their figures."""
@@ -142,11 +145,21 @@ class PendingSamples:
         self._samples += samples
         self._oldest = min(self._oldest, first)
         self._newest = max(self._newest, last)
-        self.full = (
-            self._newest - self._oldest >= MOST_SECONDS
-            or len(self._pieces) + len(self._readings) >= MOST_PIECES
-            or self._samples >= MOST_SAMPLES
+        self._share = max(
+            (self._newest - self._oldest) / MOST_SECONDS,
+            (len(self._pieces) + len(self._readings)) / MOST_PIECES,
+            self._samples / MOST_SAMPLES,
         )
+
+    @property
+    def enough(self) -> bool:
+        """Return whether so much waits that it is worth taking."""
+        return self._share >= _ENOUGH
+
+    @property
+    def full(self) -> bool:
+        """Return whether as much waits as may."""
+        return self._share >= 1.0
 
     def take(self) -> SecondCells | None:
         """Return the cells of what waited, None of nothing, and wait for more."""
