@@ -32,7 +32,9 @@ _SHARES = (0.35, 0.3, 0.25, 0.1)
 SECOND_CELL = np.dtype(_FIELDS)
 """A cell of a second: samples, mean, minimum, maximum."""
 
-LONGER_CELL = np.dtype([*_FIELDS, *((f"quantile_{share}", "<u2") for share in _QUANTILES)])
+_QUANTILE_NAMES = tuple(f"quantile_{share}" for share in _QUANTILES)
+
+LONGER_CELL = np.dtype([*_FIELDS, *((name, "<u2") for name in _QUANTILE_NAMES)])
 """A longer cell: the same and four quantiles."""
 
 _FIELDS_OF_SECOND = len(_FIELDS)
@@ -41,6 +43,10 @@ _MOST_SAMPLES = 0xFFFF
 _SMALLEST = 0.001
 _STEPS = 1000.0
 
+_WEIGHT_BITS = np.uint64(16)
+_WEIGHT = np.uint64(0xFFFF)
+
+_Single = NDArray[np.float32]
 Floats = NDArray[np.float64]
 Cells = NDArray[np.void]
 
@@ -132,40 +138,65 @@ def longer_cells(cells: Cells) -> Cells:
     One without any samples is all zero.
     """
     count, mean, minimum, maximum = (
-        cells[name].astype(np.float64) for name in SECOND_CELL.names or ()
+        cells[name].astype(np.float32, order="C") for name in SECOND_CELL.names or ()
     )
     total = count.sum(axis=-1)
-    # Of each second its extremes stand for a sample each and what is between them for the rest.
-    rest = np.maximum(count - 2.0, 0.0)
-    between = (count * mean - minimum - maximum) / np.maximum(rest, 1.0)
-    between = between.clip(minimum, maximum)
-    values = np.concatenate((minimum, maximum, between), axis=-1, dtype=np.float32)
-    weights = np.concatenate(
-        (count >= 1.0, count >= 2.0, rest), axis=-1, dtype=np.uint64, casting="unsafe"
-    )
-    # No figure is negative, and floats that are not are in the order of their bits. With its weight
-    # below it, each is sorted as one number.
-    keys = (values.view(np.uint32).astype(np.uint64) << 16) | weights
-    keys.sort(axis=-1)
-    values = (keys >> 16).astype(np.uint32).view(np.float32)
-    reached = (keys & 0xFFFF).astype(np.uint32).cumsum(axis=-1)
+    sums = count * mean
     longer = np.zeros(total.shape, LONGER_CELL)
     longer["count"] = np.minimum(total, _MOST_SAMPLES)
-    longer["mean"] = (count * mean).sum(axis=-1) / np.maximum(total, 1.0)
-    longer["minimum"] = np.where(count, minimum, np.inf).min(axis=-1)
+    longer["mean"] = sums.sum(axis=-1, dtype=np.float64) / np.maximum(total, 1.0)
+    longer["minimum"] = np.where(count, minimum, np.float32(np.inf)).min(axis=-1)
     longer["maximum"] = maximum.max(axis=-1)
-    between_extremes = np.maximum(total - 2.0, 0.0)
-    ranks = [1.0 + np.floor(share * between_extremes) for share in _QUANTILES]
-    places = (reached[..., None, :] <= np.stack(ranks, axis=-1)[..., None]).sum(axis=-1)
-    # One sample alone has none after it.
-    np.minimum(places, values.shape[-1] - 1, out=places)
-    quantiles = np.take_along_axis(values, places, axis=-1).astype(np.float64)
-    codes = 1.0 + np.rint(np.log(np.maximum(quantiles, _SMALLEST) / _SMALLEST) * _STEPS)
-    codes[quantiles < _SMALLEST] = 0.0
-    for number, share in enumerate(_QUANTILES):
-        longer[f"quantile_{share}"] = np.minimum(codes[..., number], _MOST_SAMPLES)
+    points = _points(count, sums, minimum, maximum)
+    ends = (points & _WEIGHT).view(np.int64).cumsum(axis=-1)
+    between = np.maximum(total - 2.0, 0.0).astype(np.float64)
+    lines = np.arange(len(points))
+    for name, share in zip(_QUANTILE_NAMES, _QUANTILES, strict=True):
+        # One sample alone is its own first, others come after their minimum.
+        ranks = np.minimum(np.floor(share * between) + 1.0, total - 1.0)
+        places = (ends > ranks.reshape(-1, 1).astype(np.int64)).argmax(axis=-1)
+        bits = points[lines, places] >> _WEIGHT_BITS
+        longer[name] = _encoded(bits.astype(np.uint32).view(np.float32)).reshape(total.shape)
     longer[total == 0.0] = 0
     return longer
+
+
+def _points(
+    count: _Single, sums: _Single, minimum: _Single, maximum: _Single
+) -> NDArray[np.uint64]:
+    """Return the values that stand for cells of seconds in order, a row for each longer cell.
+
+    Of each second its extremes stand for a sample each, and what is between them for the rest. No
+    figure is negative, and floats that are not are in the order of their bits: so each is in the
+    upper bits of a number, and its weight in the lower ones.
+    """
+    length = count.shape[-1]
+    rest = np.maximum(count - np.float32(2.0), np.float32(0.0))
+    values = np.empty((*count.shape[:-1], 3 * length), np.float32)
+    values[..., :length] = minimum
+    values[..., length : 2 * length] = maximum
+    middle = sums - minimum
+    middle -= maximum
+    middle /= np.maximum(rest, np.float32(1.0))
+    np.clip(middle, minimum, maximum, out=values[..., 2 * length :])
+    weights = np.empty(values.shape, np.uint32)
+    weights[..., :length] = count >= 1.0
+    weights[..., length : 2 * length] = count >= 2.0
+    weights[..., 2 * length :] = rest
+    points = values.view(np.uint32).astype(np.uint64)
+    points <<= _WEIGHT_BITS
+    points |= weights
+    points.sort(axis=-1)
+    return points.reshape(-1, 3 * length)
+
+
+def _encoded(values: _Single) -> Floats:
+    """Return values as the logarithms that `_decode` takes."""
+    codes = 1.0 + np.rint(
+        np.log(np.maximum(values, _SMALLEST, dtype=np.float64) / _SMALLEST) * _STEPS
+    )
+    codes[values < _SMALLEST] = 0.0
+    return np.minimum(codes, _MOST_SAMPLES)
 
 
 def _second_points(fields: tuple[int, float, float, float]) -> tuple[tuple[float, int], ...]:

@@ -13,6 +13,15 @@ __all__ = ["numbers_of"]
 _WORD = 8
 _LEAD = bytes(_WORD - 1)
 
+_CLOSING_UP = tuple(
+    tuple(map(np.uint64, each))
+    for each in (
+        (0x007F007F007F007F, 0x7F007F007F007F00, 1),
+        (0x00003FFF00003FFF, 0x3FFF00003FFF0000, 2),
+        (0x000000000FFFFFFF, 0x0FFFFFFF00000000, 4),
+    )
+)
+
 
 def numbers_of(encoded: bytes) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Return the numbers that `encoded` consists of, and at which place of it each ends."""
@@ -26,11 +35,16 @@ def numbers_of(encoded: bytes) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     np.subtract(ends[1:], ends[:-1], out=lengths[1:])
     words = np.ndarray((len(encoded),), "<u8", padded, strides=(1,)).take(ends)
     # What is of the number before falls out below.
-    words >>= (8 * _WORD - 8 * np.minimum(lengths, _WORD)).view(np.uint64)
+    spare = np.minimum(lengths, _WORD)
+    spare *= -8
+    spare += 8 * _WORD
+    words >>= spare.view(np.uint64)
     # Groups of seven bits close up, then those of fourteen, then those of twenty-eight.
-    words = (words & 0x007F007F007F007F) | ((words & 0x7F007F007F007F00) >> 1)
-    words = (words & 0x00003FFF00003FFF) | ((words & 0x3FFF00003FFF0000) >> 2)
-    words = (words & 0x000000000FFFFFFF) | ((words & 0x0FFFFFFF00000000) >> 4)
+    for lower, upper, distance in _CLOSING_UP:
+        highs = words & upper
+        highs >>= distance
+        words &= lower
+        words |= highs
     # Of fifty-six bits, which as signed ones become floats sooner.
     numbers = words.view(np.int64).astype(np.float64)
     for place in (lengths > _WORD).nonzero()[0]:
