@@ -201,7 +201,7 @@ class Evaluation:
         )
 
     async def _ask_baselines(self, question: Question, results: Results) -> None:
-        vector = await self._embedder.embed_query(question.text)
+        (vector,) = await self._embedder.embed_documents([question.text])
         found = await self._baselines.search(question.text, vector)
         for name, items in found.items():
             results[name].append(Judged(question, items))

@@ -16,7 +16,7 @@ _AT_ONCE = 64
 
 
 class DiskCachedEmbedder:
-    """An `Embedder` that computes a text's vector once for all runs.
+    """An `Embedder` that computes a document's vector once for all runs.
 
     A vector is found by the SHA-256 of the model's name and the text, so texts themselves are not
     kept.
@@ -45,9 +45,11 @@ class DiskCachedEmbedder:
         return self._inner.dimensions
 
     async def embed_query(self, text: str) -> Vector:
-        """Returns the vector of one text, shape [dimensions]."""
-        vector: Vector = (await self.embed_documents([text]))[0]
-        return vector
+        """Returns the vector of one text, shape [dimensions], computed each time.
+
+        A model may read queries in another way than documents.
+        """
+        return await self._inner.embed_query(text)
 
     async def embed_documents(self, texts: Sequence[str]) -> Vector:
         """Returns the vectors of the texts, shape [len(texts), dimensions]."""

@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from knowledge_base.adapters import model_cache
+from knowledge_base.adapters.minilm_query_graph import int8_columns
 from knowledge_base.adapters.minilm_weights import file_sha256, find_model_files
-from knowledge_base.adapters.model_cache import ensure_graph
+from knowledge_base.adapters.model_cache import ensure_graphs
 from knowledge_base.adapters.onnx_embedder import MAXIMUM_TOKENS, OnnxEmbedder
 from servicekit.errors import Overloaded
 
@@ -109,12 +110,30 @@ async def test_vectors_are_those_of_the_published_model(embedder: OnnxEmbedder) 
     files = find_model_files()
     reference = ReferenceBert(files.weights, files.tokenizer)
     expected = np.array([reference.embed(text) for text in SENTENCES])
-    together = await embedder.embed_documents(SENTENCES)
-    alone = np.array([await embedder.embed_query(text) for text in SENTENCES])
-    for vectors in (together, alone):
-        assert vectors.shape == (len(SENTENCES), embedder.dimensions)
-        assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-6)
-        assert (vectors.astype(np.float64) * expected).sum(axis=1).min() >= 0.999999
+    vectors = await embedder.embed_documents(SENTENCES)
+    assert vectors.shape == (len(SENTENCES), embedder.dimensions)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0, abs=1e-6)
+    assert (vectors.astype(np.float64) * expected).sum(axis=1).min() >= 0.999999
+
+
+async def test_queries_are_read_as_documents_are_but_for_bytes(embedder: OnnxEmbedder) -> None:
+    """Of 725 questions the mean was 0.9993 and the least 0.9988; of tokens the least was 0.996."""
+    readings = await embedder.read_documents(SENTENCES)
+    queries = [await embedder.read_query(text) for text in SENTENCES]
+    for query, document in zip(queries, readings, strict=True):
+        assert np.linalg.norm(query.vector) == pytest.approx(1.0, abs=1e-6)
+        assert query.vector @ document.vector > 0.998
+        assert (query.tokens * document.tokens).sum(axis=1).min(initial=1) > 0.99
+        assert np.array_equal(query.ranks, document.ranks)
+
+
+async def test_what_else_is_read_does_not_matter_to_a_query(embedder: OnnxEmbedder) -> None:
+    async def embed_together() -> list[NDArray[np.float32]]:
+        return await asyncio.gather(*(embedder.embed_query(text) for text in SENTENCES))
+
+    alone = [await embedder.embed_query(text) for text in SENTENCES]
+    for vector, expected in zip(await embed_together(), alone, strict=True):
+        assert np.allclose(vector, expected, atol=1e-6)
 
 
 async def test_a_query_on_several_threads_has_the_vector_of_one(
@@ -161,14 +180,14 @@ async def test_too_many_waiting_queries_are_refused(embedder: OnnxEmbedder) -> N
 
 def test_the_graph_is_written_once_and_again_when_it_is_broken(cache: Path) -> None:
     files = find_model_files()
-    graph = ensure_graph(files, cache)
+    graph = ensure_graphs(files, cache).documents
     written = graph.stat().st_mtime_ns
-    assert ensure_graph(files, cache).stat().st_mtime_ns == written
+    assert ensure_graphs(files, cache).documents.stat().st_mtime_ns == written
     weights = graph.parent / "weights.bin"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
-    assert ensure_graph(files, cache).stat().st_mtime_ns > written
+    assert ensure_graphs(files, cache).documents.stat().st_mtime_ns > written
     assert [entry.name for entry in cache.iterdir()] == [graph.parent.name]
 
 
@@ -176,7 +195,7 @@ def test_a_whole_graph_is_hashed_again_only_after_something_was_written(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = find_model_files()
-    weights = ensure_graph(files, cache).parent / "weights.bin"
+    weights = ensure_graphs(files, cache).documents.parent / "weights.bin"
     hashed: list[str] = []
 
     def counted(path: Path) -> str:
@@ -184,13 +203,26 @@ def test_a_whole_graph_is_hashed_again_only_after_something_was_written(
         return file_sha256(path)
 
     monkeypatch.setattr(model_cache, "file_sha256", counted)
-    ensure_graph(files, cache)  # the first comparison after it was written or broken
+    ensure_graphs(files, cache)  # the first comparison after it was written or broken
     hashed.clear()
-    ensure_graph(files, cache)
+    ensure_graphs(files, cache)
     assert hashed == []
     # The same content and the same date: only the change time tells of it.
     state = weights.stat()
     weights.write_bytes(weights.read_bytes())
     os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns))
-    ensure_graph(files, cache)
+    ensure_graphs(files, cache)
     assert "weights.bin" in hashed
+
+
+def test_no_pair_of_byte_weights_overflows_sixteen_bits() -> None:
+    rng = np.random.default_rng(7)
+    weights = rng.standard_normal((384, 64)) * rng.uniform(0.01, 3, (384, 1))
+    weights[8:10, 3] = 40.0, 40.0
+    weights[8:10, 4] = -40.0, -40.0
+    weights[8:10, 5] = 40.0, -40.0
+    columns, scales = int8_columns(weights)
+    pairs = columns.astype(np.int64).reshape(-1, 2, 64)
+    assert 255 * np.maximum(pairs, 0).sum(axis=1).max() <= np.iinfo(np.int16).max
+    assert 255 * np.minimum(pairs, 0).sum(axis=1).min() >= np.iinfo(np.int16).min
+    assert (np.abs(columns * scales - weights) <= scales * 0.501).all()

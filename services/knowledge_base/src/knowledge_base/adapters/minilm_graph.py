@@ -13,6 +13,7 @@ int8 [384, 128], and benchmarks/knowledge_base/token_projection.py says how it w
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors import safe_open
 
-__all__ = ["GRAPH_FILE", "TOKEN_SIZE", "WEIGHTS_FILE", "write_graph"]
+__all__ = ["GRAPH_FILE", "TOKEN_SIZE", "WEIGHTS_FILE", "GraphBuilder", "write_graph"]
 
 GRAPH_FILE = "model.onnx"
 WEIGHTS_FILE = "weights.bin"
@@ -32,7 +33,10 @@ HEADS = 12
 HIDDEN_SIZE = 384
 HEAD_SIZE = HIDDEN_SIZE // HEADS
 LAYER_NORM_EPSILON = 1e-12
+EMBEDDINGS_NORM = "embeddings.LayerNorm"
 TOKEN_SIZE = 128
+# Operators of ONNX Runtime's own.
+ONNXRUNTIME_DOMAIN = "com.microsoft"
 
 _PROJECTION = Path(__file__).with_name("token_projection.npy")
 
@@ -47,52 +51,64 @@ def write_graph(weights: Path, directory: Path) -> None:
 
     Raises OSError when it cannot be written.
     """
-    builder = _GraphBuilder()
-    with (
-        safe_open(str(weights), framework="numpy") as tensors,
-        (directory / WEIGHTS_FILE).open("wb") as data,
-    ):
-        builder.build(tensors, data)
-        data.flush()
-        os.fsync(data.fileno())
-    model = helper.make_model(
-        helper.make_graph(
-            builder.nodes,
-            "all-MiniLM-L6-v2",
-            [
-                helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
-                for name in ("input_ids", "attention_mask")
-            ],
-            [
-                helper.make_tensor_value_info(
-                    "embedding", TensorProto.FLOAT, ["batch", HIDDEN_SIZE]
-                ),
-                helper.make_tensor_value_info(
-                    "tokens", TensorProto.FLOAT, ["batch", "tokens", TOKEN_SIZE]
-                ),
-            ],
-            initializer=builder.initializers,
-        ),
-        opset_imports=[helper.make_opsetid("", _OPSET)],
-        ir_version=_IR_VERSION,
-        producer_name="gamekeeper",
-    )
-    onnx.save_model(model, str(directory / GRAPH_FILE))
+    with safe_open(str(weights), framework="numpy") as tensors:
+        GraphBuilder(tensors).write(directory / GRAPH_FILE, directory / WEIGHTS_FILE)
 
 
-class _GraphBuilder:
-    """Collects the nodes; big tensors go to the weights file, small constants into the graph."""
+class GraphBuilder:
+    """Writes the graph; big tensors go to the weights file, small constants into the graph.
 
-    def __init__(self) -> None:
+    Args:
+        tensors: the weights by name, an open safetensors file.
+        written: tensors in weights files beside the graph, which are used and not written again.
+    """
+
+    def __init__(self, tensors: Any, written: Iterable[TensorProto] = ()) -> None:
         self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
-        self._tensors: Any = None
+        self._tensors = tensors
+        self._initializers: dict[str, TensorProto] = {}
+        self._written = {tensor.name: tensor for tensor in written}
         self._data: Any = None
 
-    def build(self, tensors: Any, data: Any) -> None:
-        self._tensors, self._data = tensors, data
+    def write(self, graph: Path, data: Path) -> None:
+        """Writes the graph and, beside it, its weights.
+
+        Raises OSError when they cannot be written.
+        """
+        with data.open("wb") as self._data:
+            self._build()
+            self._data.flush()
+            os.fsync(self._data.fileno())
+        model = helper.make_model(
+            helper.make_graph(
+                self.nodes,
+                "all-MiniLM-L6-v2",
+                [
+                    helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+                    for name in ("input_ids", "attention_mask")
+                ],
+                [
+                    helper.make_tensor_value_info(
+                        "embedding", TensorProto.FLOAT, ["batch", HIDDEN_SIZE]
+                    ),
+                    helper.make_tensor_value_info(
+                        "tokens", TensorProto.FLOAT, ["batch", "tokens", TOKEN_SIZE]
+                    ),
+                ],
+                initializer=list(self._initializers.values()),
+            ),
+            opset_imports=[
+                helper.make_opsetid("", _OPSET),
+                helper.make_opsetid(ONNXRUNTIME_DOMAIN, 1),
+            ],
+            ir_version=_IR_VERSION,
+            producer_name="gamekeeper",
+        )
+        onnx.save_model(model, str(graph))
+
+    def _build(self) -> None:
+        hidden = self._layer_norm(self._embeddings(), EMBEDDINGS_NORM)
         additive_mask = self._additive_mask()
-        hidden = self._embeddings()
         for layer in range(LAYERS):
             hidden = self._layer(f"encoder.layer.{layer}", hidden, additive_mask)
         self._pool(hidden)
@@ -113,8 +129,7 @@ class _GraphBuilder:
         # Single sentences only: the token type is always 0, so its embedding is a constant.
         token_type = self._tensors.get_tensor("embeddings.token_type_embeddings.weight")[0]
         summed = self._node("Add", words, positions)
-        summed = self._node("Add", summed, self._constant("token_type_0", token_type))
-        return self._layer_norm(summed, "embeddings.LayerNorm")
+        return self._node("Add", summed, self._constant("token_type_0", token_type))
 
     def _additive_mask(self) -> str:
         """Returns [batch, 1, 1, tokens]: 0 on real tokens, the lowest float on padding."""
@@ -207,11 +222,14 @@ class _GraphBuilder:
         return self._constant(name, np.array(value, dtype=np.float32))
 
     def _constant(self, name: str, array: NDArray[Any]) -> str:
-        if any(tensor.name == name for tensor in self.initializers):
+        if name in self._initializers:
+            return name
+        if name in self._written:
+            self._initializers[name] = self._written[name]
             return name
         contiguous = np.ascontiguousarray(array)
         if contiguous.nbytes < _ALIGNMENT_BYTES:
-            self.initializers.append(onnx.numpy_helper.from_array(contiguous, name))
+            self._initializers[name] = onnx.numpy_helper.from_array(contiguous, name)
             return name
         self._data.write(b"\0" * (-self._data.tell() % _ALIGNMENT_BYTES))
         tensor = TensorProto(
@@ -221,12 +239,12 @@ class _GraphBuilder:
             data_location=TensorProto.EXTERNAL,
         )
         location = {
-            "location": WEIGHTS_FILE,
+            "location": Path(self._data.name).name,
             "offset": self._data.tell(),
             "length": contiguous.nbytes,
         }
         for key, value in location.items():
             tensor.external_data.add(key=key, value=str(value))
         self._data.write(contiguous.tobytes())
-        self.initializers.append(tensor)
+        self._initializers[name] = tensor
         return name
