@@ -219,6 +219,28 @@ async def test_a_watch_of_an_erased_world_says_so_and_ends(
     assert await failed(steps) == (grpc.StatusCode.NOT_FOUND, "WORLD_NOT_FOUND")
 
 
+async def test_a_world_that_is_erased_while_a_watch_begins_is_not_found(
+    running: RunningKnowledgeBase, knowledge_base_database: str
+) -> None:
+    world_id = await make_world(running)
+    owner = await asyncpg.connect(knowledge_base_database, timeout=TIMEOUT_SECONDS)
+    try:
+        async with owner.transaction():
+            await owner.execute(
+                "UPDATE knowledge_base.worlds SET hidden = true WHERE world_id = $1",
+                uuid.UUID(world_id),
+            )
+            beginning = asyncio.create_task(failed(watch(running, world_id)))
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                while not await owner.fetchval(  # noqa: ASYNC110  # it happens in the server
+                    "SELECT count(*) FROM pg_locks WHERE NOT granted"
+                ):
+                    await asyncio.sleep(0.01)
+        assert await beginning == (grpc.StatusCode.NOT_FOUND, "WORLD_NOT_FOUND")
+    finally:
+        await owner.close()
+
+
 @pytest.mark.endurance
 async def test_what_all_worlds_share_is_watched_without_a_world(
     running: RunningKnowledgeBase,

@@ -12,6 +12,7 @@ import structlog
 
 from knowledge_base.adapters.database import Database
 from knowledge_base.adapters.postgres_memory import world_of
+from knowledge_base.domain.errors import WorldNotFound
 from knowledge_base.domain.memory import World
 from knowledge_base.domain.worlds import ForkOrder, Job, JobKind, JobState, WorldChange, WorldLog
 from knowledge_base.ports import RequestKey
@@ -173,8 +174,10 @@ class PostgresWorlds:
 
         Raises WorldNotFound.
         """
-        (row,) = await self._database.fetch(WORLD_QUERIES.world_log, world_id, watch)
-        return WorldLog(row["incarnation"], row["oldest"], row["newest"])
+        rows = await self._database.fetch(WORLD_QUERIES.world_log, world_id, watch)
+        if not rows:  # erased since the statement saw that it exists
+            raise WorldNotFound("There is no world with this world_id; see ListWorlds.")
+        return WorldLog(rows[0]["incarnation"], rows[0]["oldest"], rows[0]["newest"])
 
     async def changes_after(
         self, world_id: uuid.UUID, number: int, limit: int
