@@ -68,6 +68,10 @@ class SampleFate(StrEnum):
     SKEWED = "dropped_clock_skewed"
 
 
+Moments = tuple[tuple[int, int, int], ...]
+"""Seconds, each with the places of its first sample and of the one after its last."""
+
+
 class AcceptedSeries(NamedTuple):
     """Samples of one figure of one GPU: their values, and which of them belong to which second.
 
@@ -81,14 +85,8 @@ class AcceptedSeries(NamedTuple):
     values: tuple[int, ...]
 
 
-def moments_of(seconds: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
+def moments_of(seconds: Sequence[int]) -> Moments:
     """Return runs of the same second, of those in order: which, from where, to before where."""
-    first, last = seconds[0], seconds[-1]
-    if first == last:
-        return ((first, 0, len(seconds)),)
-    if first + 1 == last:
-        begins = bisect_left(seconds, last)
-        return ((first, 0, begins), (last, begins, len(seconds)))
     moments = []
     start = 0
     for second, same in groupby(seconds):
@@ -315,12 +313,15 @@ class HostIngest:
         first = self._fate(age - times[0], in_order=placing.in_order)
         last = self._fate(age - times[-1], in_order=placing.in_order)
         shift = to_host - placing.correction
-        return _Placed(
-            times[0],
-            times[-1],
-            first if first is last else None,
-            moments_of([(time + shift) // _SECOND for time in times]),
-        )
+        second, later = (times[0] + shift) // _SECOND, (times[-1] + shift) // _SECOND
+        if second == later:
+            moments: Moments = ((second, 0, len(times)),)
+        elif second + 1 == later:
+            begins = bisect_left(times, later * _SECOND - shift)
+            moments = ((second, 0, begins), (later, begins, len(times)))
+        else:
+            moments = moments_of([(time + shift) // _SECOND for time in times])
+        return _Placed(times[0], times[-1], first if first is last else None, moments)
 
     def _pick(
         self,

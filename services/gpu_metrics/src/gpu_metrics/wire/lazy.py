@@ -19,10 +19,8 @@ from gpu_metrics.domain.readings import (
     Host,
     HostReport,
     MissingReason,
-    ModelServerReading,
     PackedGpus,
 )
-from gpu_metrics.domain.samples import SampleSeries
 from gpu_metrics.wire.events import event_from_message
 from gpu_metrics.wire.moments import moment
 from gpu_metrics.wire.processes import processes_from_message
@@ -41,11 +39,26 @@ _Item = TypeVar("_Item")
 # Several fields read at once take half as long as one after the other.
 _gpu_uuid = attrgetter("gpu_uuid")
 _memory_used = attrgetter("memory_used_bytes")
-_alert_parts = attrgetter(
-    "gpu_uuid", "clock_event_reasons", "ecc_uncorrected_total", "driver_epoch"
-)
+_alert_parts = attrgetter("clock_event_reasons", "ecc_uncorrected_total", "driver_epoch")
 _counts_errors = methodcaller("HasField", "ecc_uncorrected_total")
 _history_parts = attrgetter(*GPU_HISTORY_FIGURES)
+_report_parts = attrgetter(
+    "host",
+    "boot_id",
+    "sequence",
+    "sample_time",
+    "gpus",
+    "servers",
+    "leaving",
+    "monotonic_microseconds",
+    "sample_blocks",
+    "series",
+    "events",
+    "journal_id",
+    "events_only",
+    "oldest_event_sequence",
+    "collectors_before",
+)
 
 
 class LazySequence(Sequence[_Item], Generic[_Item]):
@@ -94,14 +107,17 @@ class LazySequence(Sequence[_Item], Generic[_Item]):
 class LazyGpus(LazySequence[GpuReading], PackedGpus):
     """GPUs as an agent sent them."""
 
-    __slots__ = ()
+    __slots__ = ("_uuids",)
 
     def __init__(self, messages: "Iterable[fleet_pb2.GpuSample]") -> None:
         super().__init__(messages, gpu_from_message)
+        self._uuids: tuple[str, ...] | None = None
 
     def uuids(self) -> tuple[str, ...]:
         """Return the UUIDs in the order of the report."""
-        return tuple(map(_gpu_uuid, self.messages))
+        if self._uuids is None:
+            self._uuids = tuple(map(_gpu_uuid, self.messages))
+        return self._uuids
 
     def alert_figures(self) -> list[GpuAlertFigures]:
         """Return what of each GPU may need attention."""
@@ -113,7 +129,8 @@ class LazyGpus(LazySequence[GpuReading], PackedGpus):
         if not all(map(_memory_used, self.messages)):
             return None
         # A total of 0 is told from none: later totals are compared with the first.
-        return (*map(_alert_parts, self.messages), *map(_counts_errors, self.messages))
+        counts = tuple(map(_counts_errors, self.messages))
+        return (self.uuids(), counts, *map(_alert_parts, self.messages))
 
     def energy(self) -> list[EnergyCounter]:
         """Return the energy counter of each GPU."""
@@ -179,27 +196,38 @@ def lazy_report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> H
 
     Raises `HistogramShapeError` for an impossible histogram, and `InvalidSampleBlock`.
     """
-    servers: Sequence[ModelServerReading] = ()
-    if message.servers:
-        servers = tuple(map(server_from_message, message.servers))
-    series: Sequence[SampleSeries] = ()
-    if message.sample_blocks or message.series:
-        series = packed_series_from_message(message)
+    (
+        host,
+        boot_id,
+        sequence,
+        sample_time,
+        gpus,
+        servers,
+        leaving,
+        monotonic_microseconds,
+        blocks,
+        series,
+        events,
+        journal_id,
+        events_only,
+        oldest_event_sequence,
+        collectors_before,
+    ) = _report_parts(message)
     return HostReport(
-        host=_host_of(message.host.SerializeToString()),
-        boot_id=message.boot_id,
-        sequence=message.sequence,
-        sample_time=moment(message.sample_time),
-        gpus=LazyGpus(message.gpus),
-        servers=servers,
-        leaving=message.leaving,
-        monotonic_microseconds=message.monotonic_microseconds,
-        series=series,
-        events=tuple(map(event_from_message, message.events)) if message.events else (),
-        journal_id=message.journal_id,
-        events_only=message.events_only,
-        oldest_event_sequence=message.oldest_event_sequence,
-        collectors_before=message.collectors_before,
+        host=_host_of(host.SerializeToString()),
+        boot_id=boot_id,
+        sequence=sequence,
+        sample_time=moment(sample_time),
+        gpus=LazyGpus(gpus),
+        servers=tuple(map(server_from_message, servers)) if servers else (),
+        leaving=leaving,
+        monotonic_microseconds=monotonic_microseconds,
+        series=packed_series_from_message(message) if blocks or series else (),
+        events=tuple(map(event_from_message, events)) if events else (),
+        journal_id=journal_id,
+        events_only=events_only,
+        oldest_event_sequence=oldest_event_sequence,
+        collectors_before=collectors_before,
         processes=(
             processes_from_message(message.processes) if message.HasField("processes") else None
         ),
