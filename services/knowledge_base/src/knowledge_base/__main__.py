@@ -2,7 +2,7 @@
 
 python -m knowledge_base                 serves; first migrates, if the owner's address is set
 python -m knowledge_base migrate         brings the database to this version, then ends
-python -m knowledge_base prepare-model   writes the embedding model's graph, then ends
+python -m knowledge_base prepare-model   writes the embedding model's graphs, then ends
 """
 
 if __name__ == "__main__":
@@ -277,7 +277,7 @@ async def migrate(settings: MigrationSettings, runtime: ServiceRuntime) -> None:
 
 
 async def prepare_model(settings: ModelSettings, runtime: ServiceRuntime) -> None:
-    """Writes the model's graph into the cache directory and loads it once."""
+    """Writes the model's graphs into the cache directory and loads them once."""
     async with await _open_embedder(settings.embedding) as embedder:
         await embedder.embed_query("ready")
 

@@ -116,7 +116,7 @@ class EmbeddingSettings:
     model_cache_directory: Path = setting(
         "KNOWLEDGE_BASE_MODEL_CACHE_DIRECTORY",
         default=Path("~/.cache/gamekeeper/models"),
-        help="where the model's graph is kept, 90 MB, written once",
+        help="where the model's graphs are kept, 101 MB, written once",
     )
     query_threads: int = setting(
         "KNOWLEDGE_BASE_EMBEDDING_THREADS",
