@@ -4,11 +4,13 @@ Samples wait as they came, until somebody asks for them or a bound is reached. T
 reports then become cells at once, so most of the work is begun once and not for every report.
 """
 
+import math
+from array import array
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,14 +35,14 @@ GPU_METRICS = (
 MOST_PIECES = 128
 """Blocks, series apart and reports' readings of a host that wait at most, but for the last."""
 
-MOST_SAMPLES = 32_768
+MOST_SAMPLES = 16_384
 """Samples that wait at most, but for the last; mostly of two bytes each."""
 
 MOST_SECONDS = 20
 """Seconds from the first sample that waits to the last."""
 
-_ENOUGH = 0.5
-"""Of what may wait, so much is worth taking."""
+_ENOUGH = 2
+"""What is worth taking: this part of what may wait."""
 
 _NOTHING: AbstractSet[int] = frozenset()
 _NEVER = 1 << 80
@@ -98,7 +100,6 @@ class PendingSamples:
         "_pieces",
         "_readings",
         "_samples",
-        "_share",
         "_width",
     )
 
@@ -109,11 +110,9 @@ class PendingSamples:
 
     def _begin(self) -> None:
         self._pieces: list[_Piece] = []
-        self._readings: list[tuple[int, Sequence[float | None]]] = []
+        self._readings: list[tuple[int, bytes]] = []
         self._samples = 0
         self._oldest, self._newest = _NEVER, 0
-        # How much waits of what may.
-        self._share = 0.0
 
     def add_samples(self, accepted: AcceptedReport) -> AbstractSet[int]:
         """Keep what is accepted of a report's samples; return the places of their figures."""
@@ -126,8 +125,8 @@ class PendingSamples:
         for each in accepted.series:
             column = column_of(each.gpu_index, each.metric)
             columns, places, of_one, whole = _figures((column,), self._gpus, self._width)
-            length = len(each.values)
-            self._keep(_Piece(each.moments, length, columns, places, whole, each.values))
+            values = array("d", each.values)
+            self._keep(_Piece(each.moments, len(values), columns, places, whole, values))
             told |= of_one
         return told
 
@@ -138,28 +137,33 @@ class PendingSamples:
 
     def add_readings(self, second: int, figures: Sequence[float | None]) -> None:
         """Keep the readings of a report, one of each figure; None is one that is missing."""
-        self._readings.append((second, figures))
+        if None in figures:
+            figures = [math.nan if each is None else each for each in figures]
+        self._readings.append((second, array("d", cast("Sequence[float]", figures)).tobytes()))
         self._count(self._width, second, second)
 
     def _count(self, samples: int, first: int, last: int) -> None:
         self._samples += samples
         self._oldest = min(self._oldest, first)
         self._newest = max(self._newest, last)
-        self._share = max(
-            (self._newest - self._oldest) / MOST_SECONDS,
-            (len(self._pieces) + len(self._readings)) / MOST_PIECES,
-            self._samples / MOST_SAMPLES,
+
+    def _waits(self, part: int) -> bool:
+        """Return whether that part of what may wait does."""
+        return (
+            (self._newest - self._oldest) * part >= MOST_SECONDS
+            or (len(self._pieces) + len(self._readings)) * part >= MOST_PIECES
+            or self._samples * part >= MOST_SAMPLES
         )
 
     @property
     def enough(self) -> bool:
         """Return whether so much waits that it is worth taking."""
-        return self._share >= _ENOUGH
+        return self._waits(_ENOUGH)
 
     @property
     def full(self) -> bool:
         """Return whether as much waits as may."""
-        return self._share >= 1.0
+        return self._waits(1)
 
     def take(self) -> SecondCells | None:
         """Return the cells of what waited, None of nothing, and wait for more."""
@@ -173,7 +177,8 @@ class PendingSamples:
         rows = list(self._rows(pieces))
         if readings:
             seconds += [(second, 1) for second, _ in readings]
-            rows.append(np.array([figures for _, figures in readings], dtype=np.float64))
+            told = np.frombuffer(b"".join([figures for _, figures in readings]))
+            rows.append(told.reshape(-1, self._width))
         return second_cells(np.concatenate(rows), _joined(seconds))
 
     def _rows(self, pieces: Sequence[_Piece]) -> Iterator[_Rows]:
