@@ -39,8 +39,8 @@ SERVER_METRICS = (
 """The figures of a model server."""
 
 _MOST_STAYS = 8
-# Of so many hosts samples become cells in turn; it takes some milliseconds.
-_FOLDED_TOGETHER = 16
+# Of so many hosts samples become cells in turn; nobody is to wait for more than milliseconds.
+_FOLDED_TOGETHER = 4
 _NOTHING: AbstractSet[int] = frozenset()
 
 
