@@ -120,10 +120,10 @@ class EmbeddingSettings:
     )
     query_threads: int = setting(
         "KNOWLEDGE_BASE_EMBEDDING_THREADS",
-        default=2,
+        default=1,
         minimum=1,
         maximum=64,
-        help="threads of a run of the model that embeds queries",
+        help="threads of a run of the model that embeds queries; more pay from 150 tokens on",
     )
     document_runs: int = setting(
         "KNOWLEDGE_BASE_EMBEDDING_DOCUMENT_RUNS",
