@@ -40,6 +40,8 @@ from knowledge_base.adapters.late_interaction import LateInteraction
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
 from knowledge_base.config import EmbeddingSettings
 from knowledge_base.domain.chunking import chunk_document
+from knowledge_base.domain.late_interaction import COARSE
+from knowledge_base.ports_reranker import Rerankers
 from knowledge_base.testing import RunningKnowledgeBase, serve_knowledge_base
 from localsuite.postgres import EmbeddedPostgres
 from servicekit.settings import load_settings
@@ -280,11 +282,11 @@ async def evaluate(owner_url: str, sets: Sequence[Path], *, accept: bool) -> boo
     try:
         async with OnnxEmbedder.from_package(model_cache, document_runs=2) as model:
             embedder = DiskCachedEmbedder(model, _CACHE)
-            reranker = DiskCachedReranker(
-                LateInteraction(model), embedder, _CACHE.with_name("codes.sqlite3")
-            )
+            codes = _CACHE.with_name("codes.sqlite3")
+            reranker = DiskCachedReranker(LateInteraction(model), embedder, codes)
+            memory_reranker = DiskCachedReranker(LateInteraction(model, COARSE), embedder, codes)
             async with serve_knowledge_base(
-                owner_url, embedder=embedder, reranker=reranker
+                owner_url, embedder=embedder, rerankers=Rerankers(reranker, memory_reranker)
             ) as running:
                 with _langchain(owner_url) as langchain:
                     baselines = Baselines(connection, langchain, _PASSAGES)
@@ -297,6 +299,7 @@ async def evaluate(owner_url: str, sets: Sequence[Path], *, accept: bool) -> boo
                     for path in sets:
                         await _evaluate_set(evaluation, path)
             reranker.close()
+            memory_reranker.close()
             embedder.close()
     finally:
         await connection.close()

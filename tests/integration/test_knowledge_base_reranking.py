@@ -12,7 +12,7 @@ from embedding_change_calls import FAST, filling, finish, start, until
 from gaming.knowledge_base.v1 import lore_pb2
 from knowledge_base.adapters.late_interaction import LateInteraction
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
-from knowledge_base.ports_reranker import Reranker
+from knowledge_base.ports_reranker import Reranker, Rerankers
 from knowledge_base.testing import (
     HashEmbedder,
     HashReranker,
@@ -143,7 +143,7 @@ async def test_forgotten_queries_are_read_again(model: OnnxEmbedder) -> None:
 
 @pytest.fixture
 async def running(database: str) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(database, reranker=HashReranker()) as running:
+    async with serve_knowledge_base(database, rerankers=Rerankers(lore=HashReranker())) as running:
         yield running
 
 
@@ -184,7 +184,9 @@ async def test_an_edit_prepares_one_passage_and_keeps_the_codes_of_the_others(
     database: str,
 ) -> None:
     reranker, embedder = HashReranker(), HashEmbedder()
-    async with serve_knowledge_base(database, embedder=embedder, reranker=reranker) as running:
+    async with serve_knowledge_base(
+        database, embedder=embedder, rerankers=Rerankers(lore=reranker)
+    ) as running:
         assert (await ingest(running, [("tides.md", DOCUMENT)])).embedded_chunks == 3
         assert (await ingest(running, [("tides.md", DOCUMENT)])).embedded_chunks == 0
         edited = DOCUMENT.replace(b"in spring", b"in early spring")
@@ -204,7 +206,7 @@ async def test_passages_without_codes_are_found_as_before_until_they_are_ingeste
     async with serve_knowledge_base(database) as running:
         await ingest(running, [("tides.md", DOCUMENT)])
         before = await search(running, "when is the bell rung?")
-    async with serve_knowledge_base(database, reranker=HashReranker()) as running:
+    async with serve_knowledge_base(database, rerankers=Rerankers(lore=HashReranker())) as running:
         assert await search(running, "when is the bell rung?") == before
         assert (await ingest(running, [("tides.md", DOCUMENT)])).embedded_chunks == 3
         after = await search(running, "when is the bell rung?")
@@ -217,7 +219,7 @@ async def test_an_online_change_of_the_embedding_model_leaves_the_codes_valid(
     first, reranker = HashEmbedder(), HashReranker()
     second = IsometricEmbedder(first, 512)
     async with serve_knowledge_base(
-        database, embedders=(first, second), reranker=reranker, **FAST
+        database, embedders=(first, second), rerankers=Rerankers(lore=reranker), **FAST
     ) as running:
         await ingest(running, [("tides.md", DOCUMENT)])
         before = await search(running, "when is the bell rung?")
@@ -238,7 +240,7 @@ async def test_the_local_model_tells_what_is_said_in_passing(
 ) -> None:
     documents = [(path.name, path.read_bytes()) for path in sorted(LORE.glob("0[39]*.md"))]
     async with serve_knowledge_base(
-        database, embedder=model, reranker=LateInteraction(model)
+        database, embedder=model, rerankers=Rerankers(lore=LateInteraction(model))
     ) as running:
         await ingest(running, documents[:1])
         found = await search(running, "What do the bookkeepers want back?", limit=5)

@@ -19,7 +19,7 @@ from knowledge_base.domain.memory import (
     RecallQuery,
     StoryEvent,
 )
-from knowledge_base.ports import RequestKey, Vector
+from knowledge_base.ports import RequestKey, TextCodes, Vector
 
 __all__ = ["PlainEmbedder", "WorldEvents"]
 
@@ -44,6 +44,7 @@ class PlainEmbedder:
 class _World:
     events: list[tuple[StoryEvent, Vector]] = field(default_factory=list)
     answers: dict[uuid.UUID, tuple[bytes, list[StoryEvent]]] = field(default_factory=dict)
+    codes: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
 
 class WorldEvents:
@@ -70,6 +71,8 @@ class WorldEvents:
         events: Sequence[tuple[uuid.UUID, NewEvent]],
         model: str,
         embeddings: Vector,
+        *,
+        codes: TextCodes | None = None,
     ) -> list[StoryEvent]:
         """Append events, or return what this request recorded before."""
         del model
@@ -91,6 +94,11 @@ class WorldEvents:
             for position, (event_id, event) in enumerate(events)
         ]
         world.events.extend(zip(recorded, embeddings, strict=True))
+        if codes is not None:
+            world.codes.update(
+                ((codes.reranker, event.sequence), each)
+                for event, each in zip(recorded, codes.codes, strict=True)
+            )
         world.answers[key.request_id] = (key.fingerprint, recorded)
         return recorded
 
@@ -104,16 +112,35 @@ class WorldEvents:
         *,
         model: str,
         clues: RecallClues | None = None,
+        reranker: str = "",
     ) -> list[RecalledEvent]:
         """Return the world's events by similarity alone, the best first."""
         del ranking, parameters, model, clues
+        world = self._world(world_id)
         found = [
-            RecalledEvent(event, relevance, relevance, 0.0)
-            for event, vector in self._world(world_id).events
+            RecalledEvent(
+                event,
+                relevance,
+                relevance,
+                0.0,
+                cosine=relevance,
+                codes=world.codes.get((reranker, event.sequence)),
+            )
+            for event, vector in world.events
             if (relevance := max(0.0, float(np.dot(vector, embedding)))) >= 0.0
         ]
         found.sort(key=lambda memory: (-memory.score, memory.event.sequence))
         return found[: query.limit]
+
+    async def events_around(
+        self, world_id: uuid.UUID, sequences: Sequence[int], query: RecallQuery
+    ) -> list[StoryEvent]:
+        """Return the events at most `query.neighbours` from those."""
+        return [
+            event
+            for event, _ in self._world(world_id).events
+            if any(0 < abs(event.sequence - other) <= query.neighbours for other in sequences)
+        ]
 
     async def participants_named(self, world_id: uuid.UUID, words: Sequence[str]) -> list[str]:
         """Return the participants whose names hold one of the words."""

@@ -8,12 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from knowledge_base.domain.late_interaction import (
-    decode_tokens,
-    encode_tokens,
-    met_share,
-    rarity_weights,
-)
+from knowledge_base.domain.late_interaction import COARSE, FINE, met_share, rarity_weights
 from knowledge_base.domain.lore import Citation, RankingParameters, SearchQuery, SearchResult
 from knowledge_base.domain.reranking import rerank, reranked_candidates
 
@@ -29,11 +24,25 @@ def unit_vectors(seed: int, count: int) -> NDArray[np.float32]:
 @given(st.integers(0, 2**32 - 1), st.integers(0, 12))
 def test_codes_give_the_directions_back(seed: int, count: int) -> None:
     vectors = unit_vectors(seed, count)
-    codes = encode_tokens(vectors)
+    codes = FINE.encode(vectors)
     assert len(codes) == count * SIZE
-    decoded = decode_tokens(codes, SIZE)
+    levels, unit = FINE.levels(codes, SIZE)
+    decoded = levels * unit
     assert decoded.shape == vectors.shape
     assert np.all(np.abs(decoded - vectors) <= np.maximum(0.5 / 254, np.abs(vectors) - 0.5) + 1e-6)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12))
+def test_codes_of_two_bits_keep_signs_and_nearly_the_directions(seed: int, count: int) -> None:
+    vectors = unit_vectors(seed, count)
+    codes = COARSE.encode(vectors)
+    assert len(codes) == count * SIZE / 4
+    assert COARSE.count(codes, SIZE) == count
+    levels, unit = COARSE.levels(codes, SIZE)
+    decoded = levels * unit
+    assert np.linalg.norm(decoded, axis=1) == pytest.approx(np.ones(count), abs=1e-5)
+    assert np.all((decoded > 0) == (vectors > 0))
+    assert np.all((decoded * vectors).sum(axis=1) > 0.9)
 
 
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 9), max_size=8), st.integers(0, 5))
@@ -51,14 +60,27 @@ def test_a_share_is_the_weighted_mean_of_the_nearest_tokens(
         else 0.0
         for tokens in passages
     ]
-    shares = met_share(query, weights, [encode_tokens(tokens) for tokens in passages])
+    shares = met_share(query, weights, [FINE.encode(tokens) for tokens in passages])
     assert shares == pytest.approx(expected, abs=0.02)
+
+
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 9), min_size=1, max_size=8))
+def test_codes_of_two_bits_give_nearly_the_share_of_fine_ones(seed: int, counts: list[int]) -> None:
+    query = unit_vectors(seed, 6)
+    weights = rarity_weights(np.array([4, 90, 700, 20_000, 12, 5_000]))
+    passages = [
+        np.concatenate([unit_vectors(seed + 1 + number, count), query[:number]])
+        for number, count in enumerate(counts)
+    ]
+    fine = met_share(query, weights, [FINE.encode(tokens) for tokens in passages])
+    coarse = met_share(query, weights, [COARSE.encode(tokens) for tokens in passages], COARSE)
+    assert coarse == pytest.approx(fine, abs=0.1)
 
 
 def test_a_passage_with_the_querys_own_tokens_meets_it_in_full() -> None:
     query = unit_vectors(1, 5)
     weights = rarity_weights(np.array([1, 5, 900, 20_000, 3]))
-    passage = encode_tokens(np.concatenate([unit_vectors(2, 9), query]))
+    passage = FINE.encode(np.concatenate([unit_vectors(2, 9), query]))
     (share,) = met_share(query, weights, [passage])
     assert share == pytest.approx(1.0, abs=0.01)
 
@@ -68,7 +90,7 @@ def test_a_rare_token_met_counts_more_than_a_frequent_one() -> None:
     rare, frequent = met_share(
         query,
         rarity_weights(np.array([12_000, 1])),
-        [encode_tokens(query[:1]), encode_tokens(query[1:])],
+        [FINE.encode(query[:1]), FINE.encode(query[1:])],
     )
     assert rare > frequent + 0.2
 

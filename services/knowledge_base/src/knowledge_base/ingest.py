@@ -25,10 +25,11 @@ from knowledge_base.ports import (
     Embedder,
     IngestSession,
     LoreStore,
-    PassageCodes,
+    TextCodes,
     Vector,
 )
 from knowledge_base.ports_reranker import Reranker
+from knowledge_base.reading import read_texts
 from servicekit.clock import Clock
 from servicekit.errors import DeadlineExceeded
 
@@ -153,9 +154,10 @@ class LoreIngest:
         for start in range(0, len(missing), _EMBEDDED_AT_ONCE):
             yield IngestProgress(path, count, len(missing), start)
             batch = missing[start : start + _EMBEDDED_AT_ONCE]
-            computed, kept = await self._read([text for _, text in batch], embedder)
+            computed, kept = await read_texts([text for _, text in batch], embedder, self._reranker)
             vectors.update(zip((sha for sha, _ in batch), computed, strict=True))
-            codes.update(zip((sha for sha, _ in batch), kept, strict=False))  # none kept
+            if kept is not None:
+                codes.update(zip((sha for sha, _ in batch), kept.codes, strict=True))
         await self._declarations.record(document.concepts, source)
         rows = [vectors[sha] for sha in hashes]
         await session.replace_document(
@@ -167,7 +169,7 @@ class LoreIngest:
             model=embedder.model,
             codes=None
             if self._reranker is None
-            else PassageCodes(self._reranker.name, tuple(codes[sha] for sha in hashes)),
+            else TextCodes(self._reranker.name, tuple(codes[sha] for sha in hashes)),
         )
         yield IngestedDocument(path, IngestState.STORED, count, len(missing))
 
@@ -189,17 +191,6 @@ class LoreIngest:
         for sha in vectors.keys() - codes.keys():
             del vectors[sha]
         return codes
-
-    async def _read(
-        self, texts: Sequence[str], embedder: Embedder
-    ) -> tuple[Vector, tuple[bytes, ...]]:
-        """Returns the vectors of texts and what the reranker keeps, in one run if it can."""
-        if self._reranker is None:
-            return await embedder.embed_documents(texts), ()
-        prepared = await self._reranker.prepare(texts)
-        if prepared.vectors is not None and self._reranker.embedding_model == embedder.model:
-            return prepared.vectors, prepared.codes
-        return await embedder.embed_documents(texts), prepared.codes
 
     @contextmanager
     def _admitted(self) -> Iterator[None]:

@@ -16,7 +16,10 @@ from knowledge_base.domain.memory import (
     RecallQuery,
     StoryEvent,
     World,
+    with_neighbours,
 )
+from knowledge_base.domain.memory_reranking import recall_candidates, rerank_memories
+from knowledge_base.domain.past_forms import with_past_forms
 from knowledge_base.domain.query_clues import (
     name_candidates,
     named_participants,
@@ -26,6 +29,8 @@ from knowledge_base.domain.query_clues import (
 from knowledge_base.domain.requests import Json, fingerprint
 from knowledge_base.domain.text import check_text, normalise_name
 from knowledge_base.ports import Embedder, MemoryStore, RequestKey
+from knowledge_base.ports_reranker import Reranker
+from knowledge_base.reading import read_texts
 from servicekit.clock import Clock
 from servicekit.errors import Unavailable
 from servicekit.paging import Page, decode_page_token, encode_page_token
@@ -45,6 +50,7 @@ class WorldMemory:
     Args:
         new_id: makes the ids of worlds and events.
         request_retention: how long a repeated request is recognised.
+        reranker: reads the first memories once more; what it keeps of an event is recorded with it.
     """
 
     def __init__(
@@ -56,11 +62,13 @@ class WorldMemory:
         parameters: RecallParameters,
         *,
         request_retention: timedelta,
+        reranker: Reranker | None = None,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._store = store
         self._embedder = embedder
         self._clock = clock
+        self._reranker = reranker
         self._ranking = ranking
         self._parameters = parameters
         self._request_retention = request_retention
@@ -107,27 +115,31 @@ class WorldMemory:
         recorded = await self._store.recorded_events(world_id, key)
         if recorded is not None:
             return recorded
-        vectors = await self._embedder.embed_documents([event.search_text for event in events])
+        vectors, codes = await read_texts(
+            [event.search_text for event in events], self._embedder, self._reranker
+        )
         return await self._store.record_events(
             world_id,
             key,
             [(self._new_id(), event) for event in events],
             self._embedder.model,
             vectors,
+            codes=codes,
         )
 
     async def recall(self, world_id: uuid.UUID, query: RecallQuery) -> list[RecalledEvent]:
         """Returns what the world remembers first.
 
         Names of participants are taken out of what is looked for and count by themselves, and so
-        do days and months.
+        do days and months. The first memories are read once more; see `RecallParameters`.
 
         Raises WorldNotFound, EmbeddingModelChanged.
         """
         words = name_candidates(query.text)
         names = await self._store.participants_named(world_id, words) if words else []
         named = named_participants(query.text, names)
-        clues = RecallClues(without_names(query.text, named), named, named_times(query.text))
+        text = without_names(query.text, named)
+        clues = RecallClues(text, named, named_times(query.text), with_past_forms(text))
         parameters = self._parameters
         if query.weights is not None:
             relevance, recency, importance = query.weights
@@ -138,15 +150,31 @@ class WorldMemory:
                 importance_weight=importance,
             )
         vector = await self._embedder.embed_query(clues.text)
-        return await self._store.recall(
+        found = await self._store.recall(
             world_id,
-            query,
+            recall_candidates(query),
             vector,
             self._ranking,
             parameters,
             model=self._embedder.model,
             clues=clues,
+            reranker="" if self._reranker is None else self._reranker.name,
         )
+        recalled = rerank_memories(found, await self._met(clues, found), query, parameters)
+        if not (query.neighbours and recalled):
+            return recalled
+        around = await self._store.events_around(
+            world_id, [item.event.sequence for item in recalled], query
+        )
+        return with_neighbours(recalled, around, query.neighbours)
+
+    async def _met(self, clues: RecallClues, found: Sequence[RecalledEvent]) -> list[float | None]:
+        """Returns what the reranker gives each memory, None where it cannot; empty without one."""
+        if self._reranker is None:
+            return []
+        known = [item.codes for item in found if item.codes is not None]
+        scores = iter(await self._reranker.score(clues.text, known) if known else ())
+        return [None if item.codes is None else next(scores) for item in found]
 
     async def list_events(
         self, world_id: uuid.UUID, page_size: int, page_token: str

@@ -62,8 +62,8 @@ class DocumentVersion:
 
 
 @dataclass(frozen=True, slots=True)
-class PassageCodes:
-    """What the reranker of this name keeps of a document's passages, in their order."""
+class TextCodes:
+    """What the reranker of this name keeps of texts, in their order."""
 
     reranker: str
     codes: tuple[bytes, ...]
@@ -120,7 +120,7 @@ class IngestSession(Protocol):
         now: datetime,
         *,
         model: str,
-        codes: PassageCodes | None = None,
+        codes: TextCodes | None = None,
     ) -> None:
         """Puts the document, linked to its concepts, in place of what its path held.
 
@@ -232,6 +232,8 @@ class MemoryStore(Protocol):
         events: Sequence[tuple[uuid.UUID, NewEvent]],
         model: str,
         embeddings: Vector,
+        *,
+        codes: TextCodes | None = None,
     ) -> list[StoryEvent]:
         """Appends events, all or none, or returns what this request recorded before.
 
@@ -248,6 +250,7 @@ class MemoryStore(Protocol):
         *,
         model: str,
         embedding: Vector,
+        codes: TextCodes | None = None,
     ) -> bool:
         """Appends the story event that a bus event became; False when the world has it already.
 
@@ -265,11 +268,21 @@ class MemoryStore(Protocol):
         *,
         model: str,
         clues: RecallClues | None = None,
+        reranker: str = "",
     ) -> list[RecalledEvent]:
-        """Returns the world's memories, best first; `clues` says what the query names.
+        """Returns the world's memories, best first, without their neighbours.
+
+        `clues` says what the query names. Each memory comes with what the reranker of this name
+        keeps of it.
 
         Raises WorldNotFound, EmbeddingModelChanged.
         """
+        ...
+
+    async def events_around(
+        self, world_id: uuid.UUID, sequences: Sequence[int], query: RecallQuery
+    ) -> list[StoryEvent]:
+        """Returns the events at most `query.neighbours` from those, as of the query's moments."""
         ...
 
     async def participants_named(self, world_id: uuid.UUID, words: Sequence[str]) -> list[str]:

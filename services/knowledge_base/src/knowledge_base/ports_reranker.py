@@ -1,4 +1,4 @@
-"""The reranker that a search of lore may use."""
+"""The rerankers that searches of lore and recalls may use."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from typing import Protocol
 
 from knowledge_base.ports import Vector
 
-__all__ = ["PreparedPassages", "Reranker"]
+__all__ = ["NO_RERANKERS", "PreparedPassages", "Reranker", "Rerankers"]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedPassages:
-    """What a reranker makes of passages when they are ingested.
+    """What a reranker makes of texts when they are ingested or recorded.
 
     Attributes:
         codes: what is kept of each passage.
@@ -26,7 +26,8 @@ class PreparedPassages:
 class Reranker(Protocol):
     """Scores the best passages of a search once more, by reading them more closely.
 
-    What it needs of a passage is computed when the passage is ingested and kept beside it.
+    What it needs of a passage is computed when the passage is ingested and kept beside it. What is
+    said here of passages holds for story events, which are recorded.
     """
 
     @property
@@ -50,3 +51,14 @@ class Reranker(Protocol):
     def forget_texts(self) -> None:
         """Forgets the queries it remembers."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rerankers:
+    """Those of searches of lore and of recalls; None: the search's own order stays."""
+
+    lore: Reranker | None = None
+    memory: Reranker | None = None
+
+
+NO_RERANKERS = Rerankers()

@@ -84,7 +84,7 @@ SELECT * FROM knowledge_base.recorded_events($1, $2, $3)
 
 -- name: record_events
 SELECT * FROM knowledge_base.record_events(
-    $1, $2, $3, $4, $5::jsonb, $6, knowledge_base.all_embedded_with($6, $7)
+    $1, $2, $3, $4, $5::jsonb, $6, knowledge_base.all_embedded_with($6, $7), $8, $9
 )
 
 -- name: recall_events

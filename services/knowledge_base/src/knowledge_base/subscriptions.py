@@ -9,6 +9,8 @@ from knowledge_base.domain.narration import BusEvent, narrate
 from knowledge_base.domain.requests import Json, fingerprint
 from knowledge_base.domain.subscriptions import EventSubscription, NewSubscription
 from knowledge_base.ports import Embedder, MemoryStore, RequestKey, SubscriptionStore
+from knowledge_base.ports_reranker import Reranker
+from knowledge_base.reading import read_texts
 from servicekit.clock import Clock
 
 __all__ = ["BusListener", "Subscriptions"]
@@ -68,6 +70,7 @@ class BusListener:
 
     Args:
         ignored_state_keys: keys of the world's state that are for machines, not for stories.
+        reranker: of recalls; what it keeps of an event is recorded with it.
         new_id: makes the ids of story events.
     """
 
@@ -79,11 +82,13 @@ class BusListener:
         clock: Clock,
         *,
         ignored_state_keys: Collection[str] = (),
+        reranker: Reranker | None = None,
         new_id: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._subscriptions = subscriptions
         self._memory = memory
         self._embedder = embedder
+        self._reranker = reranker
         self._clock = clock
         self._ignored_state_keys = frozenset(ignored_state_keys)
         self._new_id = new_id
@@ -102,7 +107,7 @@ class BusListener:
         )
         if not worlds:
             return 0
-        (vector,) = await self._embedder.embed_documents([told.search_text])
+        (vector,), codes = await read_texts([told.search_text], self._embedder, self._reranker)
         key = RequestKey(
             uuid.uuid5(_BUS_REQUESTS, event.event_id),
             fingerprint("BusEvent", {"event": event.event_id}),
@@ -117,6 +122,7 @@ class BusListener:
                 (self._new_id(), told),
                 model=self._embedder.model,
                 embedding=vector,
+                codes=codes,
             )
         log.info("bus_event_taken", event_id=event.event_id, kind=told.kind, worlds=recorded)
         return recorded

@@ -31,7 +31,7 @@ from knowledge_base.embedding_change import EmbeddingChange
 from knowledge_base.embedding_models import EmbeddingModels, OfferedModel
 from knowledge_base.memory import WorldMemory
 from knowledge_base.ports import Embedder, Vector
-from knowledge_base.ports_reranker import PreparedPassages, Reranker
+from knowledge_base.ports_reranker import NO_RERANKERS, PreparedPassages, Rerankers
 from knowledge_base.whole_worlds import WholeWorlds, open_whole_worlds
 from messaging.consumer import Handler
 from servicekit.clock import Clock, SystemClock
@@ -255,7 +255,7 @@ async def serve_knowledge_base(
     clock: Clock | None = None,
     announces: bool = False,
     runs_jobs: bool = True,
-    reranker: Reranker | None = None,
+    rerankers: Rerankers = NO_RERANKERS,
     **environ: str,
 ) -> AsyncIterator[RunningKnowledgeBase]:
     """Migrates the database, then serves from it on a free port, as the role without privileges.
@@ -267,7 +267,7 @@ async def serve_knowledge_base(
         clock: the service's time.
         announces: whether recorded story events are put into the outbox.
         runs_jobs: whether it works on whole worlds; otherwise it only takes the orders.
-        reranker: of searches of lore; default: none.
+        rerankers: default: none.
         environ: settings of the service and its server as environment variables.
     """
     await migrate_schema(owner_url, service_url(owner_url), SERVICE_ROLE)
@@ -296,7 +296,7 @@ async def serve_knowledge_base(
             announces=announces,
             filled_rows_per_second=load_settings(EmbeddingSettings, environ).filled_rows_per_second,
             worlds=worlds,
-            reranker=reranker,
+            rerankers=rerankers,
         )
         take = compose_listener(
             database,
@@ -304,6 +304,7 @@ async def serve_knowledge_base(
             clock,
             load_settings(NarrationSettings, environ),
             announces=announces,
+            rerankers=rerankers,
         )
         async with serve_for_test([servicer.registration()], **environ) as (server, channel):
             yield RunningKnowledgeBase(

@@ -7,12 +7,12 @@ import numpy as np
 
 from knowledge_base.adapters.minilm_weights import MODEL_NAME
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
-from knowledge_base.domain.late_interaction import encode_tokens, met_share, rarity_weights
+from knowledge_base.domain.late_interaction import FINE, TokenCodes, met_share, rarity_weights
 from knowledge_base.ports_reranker import PreparedPassages
 
 __all__ = ["RERANKER", "LateInteraction"]
 
-# Rises with the projection and the form of the codes, so that codes of two kinds never meet.
+# Rises with the projection, so that codes of two kinds never meet; so do those of two forms.
 RERANKER = "minilm-tokens-1"
 # Multiplications, a millisecond and a half: what fifty passages take for a question of a sentence
 # or two. Handing them to another thread and back would take half a millisecond more.
@@ -27,15 +27,17 @@ class LateInteraction:
 
     Args:
         model: runs the model; it stays its owner's.
+        form: of the codes that are kept.
     """
 
-    def __init__(self, model: OnnxEmbedder) -> None:
+    def __init__(self, model: OnnxEmbedder, form: TokenCodes = FINE) -> None:
         self._model = model
+        self._form = form
 
     @property
     def name(self) -> str:
         """Names the reranker; stored beside what it keeps of passages."""
-        return RERANKER
+        return RERANKER if self._form is FINE else f"{RERANKER}-{self._form.bits}"
 
     @property
     def embedding_model(self) -> str:
@@ -46,7 +48,7 @@ class LateInteraction:
         """Returns the codes of texts and their vectors, in the order given."""
         readings = await self._model.read_documents(texts)
         return PreparedPassages(
-            tuple(encode_tokens(reading.tokens) for reading in readings),
+            tuple(self._form.encode(reading.tokens) for reading in readings),
             np.array([reading.vector for reading in readings], dtype=np.float32).reshape(
                 len(readings), self._model.dimensions
             ),
@@ -56,9 +58,10 @@ class LateInteraction:
         """Returns the share of the query that each passage meets, 0..1, from their codes."""
         reading = await self._model.read_query(query)
         weights = rarity_weights(reading.ranks)
-        if len(reading.tokens) * sum(map(len, passages)) <= _DONE_AT_ONCE:
-            return met_share(reading.tokens, weights, passages)
-        return await asyncio.to_thread(met_share, reading.tokens, weights, passages)
+        components = sum(map(len, passages)) * 8 // self._form.bits
+        if len(reading.tokens) * components <= _DONE_AT_ONCE:
+            return met_share(reading.tokens, weights, passages, self._form)
+        return await asyncio.to_thread(met_share, reading.tokens, weights, passages, self._form)
 
     def forget_texts(self) -> None:
         """Forgets the queries that were read lately."""

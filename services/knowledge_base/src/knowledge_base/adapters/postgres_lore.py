@@ -26,7 +26,7 @@ from knowledge_base.domain.lore import (
     SearchQuery,
     SearchResult,
 )
-from knowledge_base.ports import DocumentVersion, IngestSession, PassageCodes, Vector
+from knowledge_base.ports import DocumentVersion, IngestSession, TextCodes, Vector
 from servicekit.clock import Clock
 
 __all__ = ["PostgresLore"]
@@ -241,7 +241,7 @@ class _PostgresIngestSession:
         now: datetime,
         *,
         model: str,
-        codes: PassageCodes | None = None,
+        codes: TextCodes | None = None,
     ) -> None:
         chunks = [
             {

@@ -26,9 +26,8 @@ from knowledge_base.domain.memory import (
     RecallQuery,
     StoryEvent,
     World,
-    with_neighbours,
 )
-from knowledge_base.ports import RequestKey, Vector
+from knowledge_base.ports import RequestKey, TextCodes, Vector
 from messaging.inbox import first_time
 from messaging.outbox import enqueue
 
@@ -98,6 +97,8 @@ class PostgresMemory:
         events: Sequence[tuple[uuid.UUID, NewEvent]],
         model: str,
         embeddings: Vector,
+        *,
+        codes: TextCodes | None = None,
     ) -> list[StoryEvent]:
         """Appends events, all or none, or returns what this request recorded before.
 
@@ -107,11 +108,23 @@ class PostgresMemory:
             # Without an announcement one statement is the whole transaction: one round trip.
             if not self._announces:
                 return await _append(
-                    connection, world_id, key, events, model=model, embeddings=embeddings
+                    connection,
+                    world_id,
+                    key,
+                    events,
+                    model=model,
+                    embeddings=embeddings,
+                    codes=codes,
                 )
             async with connection.transaction():
                 recorded = await _append(
-                    connection, world_id, key, events, model=model, embeddings=embeddings
+                    connection,
+                    world_id,
+                    key,
+                    events,
+                    model=model,
+                    embeddings=embeddings,
+                    codes=codes,
                 )
                 # A repeat returns the events of the first time, which are announced already.
                 if recorded[0].event_id == events[0][0]:
@@ -128,6 +141,7 @@ class PostgresMemory:
         *,
         model: str,
         embedding: Vector,
+        codes: TextCodes | None = None,
     ) -> bool:
         """Appends the story event that a bus event became; False when the world has it already.
 
@@ -139,7 +153,13 @@ class PostgresMemory:
             ):
                 return False
             (recorded,) = await _append(
-                connection, world_id, key, [event], model=model, embeddings=embedding[None, :]
+                connection,
+                world_id,
+                key,
+                [event],
+                model=model,
+                embeddings=embedding[None, :],
+                codes=codes,
             )
             if recorded.event_id != event[0]:  # the request remembers longer than the inbox
                 return False
@@ -165,29 +185,41 @@ class PostgresMemory:
         *,
         model: str,
         clues: RecallClues | None = None,
+        reranker: str = "",
     ) -> list[RecalledEvent]:
-        """Returns the world's memories, best first, in one round trip; neighbours take another.
+        """Returns the world's memories, best first, in one round trip; without their neighbours.
+
+        Each comes with what the reranker of this name keeps of it, if it keeps anything.
 
         Raises WorldNotFound, EmbeddingModelChanged.
         """
         clues = clues or RecallClues(query.text)
-        if _only_vectors_count(query, ranking, parameters, clues):
-            recalled = await self._nearest(world_id, embedding, query.limit, parameters, model)
-        else:
-            recalled = await self._weighed(
-                world_id, query, embedding, ranking, parameters, model=model, clues=clues
-            )
-        if not (query.neighbours and recalled):
-            return recalled
-        around = await self._database.fetch(
+        if not reranker and _only_vectors_count(query, ranking, parameters, clues):
+            return await self._nearest(world_id, embedding, query.limit, parameters, model)
+        return await self._weighed(
+            world_id,
+            query,
+            embedding,
+            ranking,
+            parameters,
+            model=model,
+            clues=clues,
+            reranker=reranker,
+        )
+
+    async def events_around(
+        self, world_id: uuid.UUID, sequences: Sequence[int], query: RecallQuery
+    ) -> list[StoryEvent]:
+        """Returns the events at most `query.neighbours` from those, as of the query's moments."""
+        rows = await self._database.fetch(
             RETRIEVAL_QUERIES.events_around,
             world_id,
-            [item.event.sequence for item in recalled],
+            list(sequences),
             query.neighbours,
             query.as_of_time,
             query.as_of_record_time,
         )
-        return with_neighbours(recalled, [_event(row) for row in around], query.neighbours)
+        return [_event(row) for row in rows]
 
     async def _nearest(
         self,
@@ -222,12 +254,13 @@ class PostgresMemory:
         *,
         model: str,
         clues: RecallClues,
+        reranker: str,
     ) -> list[RecalledEvent]:
         times = clues.times
         rows = await self._database.fetch(
             RETRIEVAL_QUERIES.recall_story_events,
             world_id,
-            clues.text,
+            clues.words or clues.text,
             encode_vector(embedding),
             query.limit,
             query.start_time,
@@ -251,8 +284,9 @@ class PostgresMemory:
             parameters.half_life_hours * _SECONDS_PER_HOUR,
             *parameters.normalised_weights,
             model,
+            reranker,
         )
-        return [RecalledEvent(_event(row), *row[8:13]) for row in rows]
+        return [RecalledEvent(_event(row), *row[8:13])._replace(codes=row[13]) for row in rows]
 
     async def list_events(
         self, world_id: uuid.UUID, before: tuple[datetime, int] | None, limit: int
@@ -299,6 +333,7 @@ async def _append(
     *,
     model: str,
     embeddings: Vector,
+    codes: TextCodes | None,
 ) -> list[StoryEvent]:
     items = [
         {
@@ -321,6 +356,8 @@ async def _append(
         json.dumps(items),
         model,
         [encode_vector(embedding) for embedding in embeddings],
+        codes.reranker if codes else "",
+        list(codes.codes) if codes else [],
     )
     return [_event(row) for row in rows]
 

@@ -166,17 +166,27 @@ class RecallQuery:
 
 @dataclass(frozen=True, slots=True)
 class RecallClues:
-    """What a query names: see `query_clues`. `text` is what is left of it to look for."""
+    """What a query names: see `query_clues`.
+
+    Attributes:
+        text: what is left of it to look for.
+        words: the same with other forms of its words, which are looked for as well; empty: the
+            text's own.
+    """
 
     text: str
     participants: tuple[str, ...] = ()
     times: NamedTimes = field(default_factory=NamedTimes)
+    words: str = ""
 
 
 class RecalledEvent(NamedTuple):
     """A memory with what speaks for it; all scores lie in 0..1 but the cosine, -1..1.
 
-    `before` and `after` are its neighbours in the order of recording, where they were asked for.
+    Attributes:
+        before, after: its neighbours in the order of recording, where they were asked for.
+        reranker_score: what the reranker gave it; None: none took part, or nothing is kept of it.
+        codes: what the reranker keeps of it, where that was asked for.
     """
 
     event: StoryEvent
@@ -187,6 +197,8 @@ class RecalledEvent(NamedTuple):
     keyword_share: float = 0.0
     before: tuple[StoryEvent, ...] = ()
     after: tuple[StoryEvent, ...] = ()
+    reranker_score: float | None = None
+    codes: bytes | None = None
 
 
 def with_neighbours(
@@ -232,6 +244,11 @@ class RecallParameters:
         time_boost: added for an event in a time that the query names.
         question_penalty: taken off for an event that ends as a question, since it seldom holds
             what is asked.
+        reranker_weight: how much of relevance the reranker's score takes over from the cosine,
+            among the first memories; their relevance is then the former one
+            + reranker_weight * (reranker's score - cosine).
+        told_time_boost: added among the first memories for one that tells a time, when the query
+            asks for one; see `told_times`.
 
     BM25F is that of Robertson, Zaragoza & Taylor 2004, "Simple BM25 Extension to Multiple Weighted
     Fields", without normalisation by length. The values were chosen on three long dialogues; see
@@ -249,6 +266,8 @@ class RecallParameters:
     participant_boost: float = 0.1
     time_boost: float = 0.1
     question_penalty: float = 0.03
+    reranker_weight: float = 0.3
+    told_time_boost: float = 0.05
 
     @property
     def normalised_weights(self) -> tuple[float, float, float]:

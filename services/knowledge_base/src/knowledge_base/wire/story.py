@@ -50,4 +50,5 @@ def recalled_message(recalled: RecalledEvent) -> story_pb2.RecalledEvent:
         recency=recalled.recency,
         before=map(event_message, recalled.before),
         after=map(event_message, recalled.after),
+        reranker_score=recalled.reranker_score,
     )
