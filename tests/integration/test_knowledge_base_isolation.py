@@ -21,8 +21,10 @@ from knowledge_base.adapters.postgres_memory import PostgresMemory
 from knowledge_base.adapters.schema import migrate_schema
 from knowledge_base.config import DatabaseSettings
 from knowledge_base.ports import RequestKey
+from knowledge_base.ports_reranker import Rerankers
 from knowledge_base.testing import (
     SERVICE_ROLE,
+    HashReranker,
     RunningKnowledgeBase,
     serve_knowledge_base,
     service_url,
@@ -37,6 +39,7 @@ WORLD_TABLES = (
     "worlds",
     "story_events",
     "story_event_terms",
+    "story_event_codes",
     "narrative_concepts",
     "concept_versions",
     "concept_periods",
@@ -58,7 +61,9 @@ SELDOM_FILLED_TABLES = (
 
 @pytest.fixture
 async def running(knowledge_base_database: str) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(knowledge_base_database) as running:
+    async with serve_knowledge_base(
+        knowledge_base_database, rerankers=Rerankers(memory=HashReranker())
+    ) as running:
         yield running
 
 

@@ -31,7 +31,13 @@ from gaming.knowledge_base.v1 import (
     world_records_pb2,
     worlds_pb2,
 )
-from knowledge_base.testing import RunningKnowledgeBase, failure_of, serve_knowledge_base
+from knowledge_base.ports_reranker import Rerankers
+from knowledge_base.testing import (
+    HashReranker,
+    RunningKnowledgeBase,
+    failure_of,
+    serve_knowledge_base,
+)
 
 TIMEOUT_SECONDS = 30
 SERVICE = knowledge_base_pb2.DESCRIPTOR.services_by_name["KnowledgeBaseService"]
@@ -238,7 +244,9 @@ CASES: dict[str, Callable[[Place], Message | list[Message]]] = {
 
 @pytest.fixture
 async def running(knowledge_base_database: str) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(knowledge_base_database) as running:
+    async with serve_knowledge_base(
+        knowledge_base_database, rerankers=Rerankers(HashReranker(), HashReranker())
+    ) as running:
         yield running
 
 

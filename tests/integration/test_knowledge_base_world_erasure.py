@@ -20,7 +20,13 @@ from gaming.knowledge_base.v1 import (
     world_jobs_pb2,
     worlds_pb2,
 )
-from knowledge_base.testing import RunningKnowledgeBase, failure_of, serve_knowledge_base
+from knowledge_base.ports_reranker import Rerankers
+from knowledge_base.testing import (
+    HashReranker,
+    RunningKnowledgeBase,
+    failure_of,
+    serve_knowledge_base,
+)
 from localsuite.postgres import EmbeddedPostgres
 
 TIMEOUT_SECONDS = 60
@@ -31,7 +37,10 @@ CANARY = "canaryquillon"
 @pytest.fixture
 async def running(knowledge_base_database: str) -> AsyncIterator[RunningKnowledgeBase]:
     async with serve_knowledge_base(
-        knowledge_base_database, announces=True, KNOWLEDGE_BASE_BACKUP_RETENTION_DAYS="12"
+        knowledge_base_database,
+        announces=True,
+        rerankers=Rerankers(memory=HashReranker()),
+        KNOWLEDGE_BASE_BACKUP_RETENTION_DAYS="12",
     ) as running:
         yield running
 
@@ -235,7 +244,7 @@ async def test_an_erased_world_is_found_in_no_table_and_no_cache(
         "requests",
         "outbox",
     }
-    models, search = running.worlds.forgetful
+    models, search, _ = running.worlds.forgetful
     assert CANARY in cached_texts(models, search)
 
     job = await erase(running, world_id)

@@ -23,8 +23,10 @@ from gaming.knowledge_base.v1 import (
     concepts_pb2,
     world_records_pb2,
 )
+from knowledge_base.ports_reranker import Rerankers
 from knowledge_base.testing import (
     HashEmbedder,
+    HashReranker,
     RunningKnowledgeBase,
     failure_of,
     serve_knowledge_base,
@@ -33,7 +35,9 @@ from knowledge_base.testing import (
 
 @pytest.fixture
 async def running(knowledge_base_database: str) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(knowledge_base_database) as running:
+    async with serve_knowledge_base(
+        knowledge_base_database, rerankers=Rerankers(memory=HashReranker())
+    ) as running:
         yield running
 
 
@@ -118,7 +122,11 @@ async def test_an_import_embeds_texts_anew_when_its_vectors_are_of_another_model
     source = await make_world(running, "Mauk")
     expected = await recalled(running, source)
     records = [step.record for step in await export(running, source)]
-    async with serve_knowledge_base(postgres_database, embedder=OtherModel()) as other:
+    async with serve_knowledge_base(
+        postgres_database,
+        embedder=OtherModel(),
+        rerankers=Rerankers(memory=HashReranker()),
+    ) as other:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await import_world(other, records)
         told = failure_of(caught.value)

@@ -27,7 +27,9 @@ from gaming.knowledge_base.v1 import (
     world_jobs_pb2,
     worlds_pb2,
 )
+from knowledge_base.ports_reranker import Rerankers
 from knowledge_base.testing import (
+    HashReranker,
     RunningKnowledgeBase,
     failure_of,
     serve_knowledge_base,
@@ -36,7 +38,9 @@ from knowledge_base.testing import (
 
 @pytest.fixture
 async def running(knowledge_base_database: str) -> AsyncIterator[RunningKnowledgeBase]:
-    async with serve_knowledge_base(knowledge_base_database) as running:
+    async with serve_knowledge_base(
+        knowledge_base_database, rerankers=Rerankers(memory=HashReranker())
+    ) as running:
         yield running
 
 

@@ -28,6 +28,31 @@ BEGIN
     EXECUTE format('GRANT INSERT ON story_event_codes TO %I', p_role);
 END $$;
 
+-- As content, codes are copied with a world and exported with it.
+CREATE OR REPLACE FUNCTION known_world_tables()
+RETURNS TABLE (table_name text, role text, change_kind text, id_column text)
+LANGUAGE sql IMMUTABLE
+AS $$
+    VALUES
+        ('story_events', 'content', 'event', 'event_id'),
+        ('story_event_terms', 'content', NULL, NULL),
+        ('story_event_codes', 'content', NULL, NULL),
+        ('narrative_concepts', 'content', NULL, NULL),
+        ('concept_versions', 'content', 'concept', 'concept_id'),
+        ('concept_periods', 'content', NULL, NULL),
+        ('concept_relationships', 'content', 'relationship', 'relationship_id'),
+        ('story_facts', 'content', 'concept', 'fact_id'),
+        ('contradictions', 'content', 'concept', 'contradiction_id'),
+        ('event_subscriptions', 'subscription', 'subscription', NULL),
+        ('requests', 'local', NULL, NULL),
+        ('story_event_backlog', 'local', NULL, NULL),
+        ('story_event_words', 'local', NULL, NULL),
+        ('story_event_participants', 'local', NULL, NULL),
+        ('story_event_blocks', 'local', NULL, NULL),
+        ('next_story_event_blocks', 'local', NULL, NULL),
+        ('world_changes', 'local', NULL, NULL)
+$$;
+
 -- As record_events of migration 0003, which serves the version before this one, and keeps the codes
 -- of the events, in their order; none: p_codes is empty. Raises KB001, KB002.
 CREATE FUNCTION record_events(
