@@ -49,7 +49,7 @@ async def make_corpus() -> Corpus:
     async with OnnxEmbedder.from_package(settings.model_cache_directory.expanduser()) as model:
         cached = DiskCachedEmbedder(model, CACHE / "knowledge_base_scale" / "vectors.sqlite")
         try:
-            return await Corpus.made_with(cached)
+            return await Corpus.made_with(cached, model)
         finally:
             cached.close()
 

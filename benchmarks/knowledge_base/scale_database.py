@@ -192,6 +192,7 @@ async def _record(memory: PostgresMemory, worlds: list[WorldPlan], corpus: Corpu
                 [(uuid.uuid4(), event) for event in session.events],
                 corpus.model,
                 session.vectors,
+                codes=session.codes,
             )
 
     async with asyncio.TaskGroup() as group:

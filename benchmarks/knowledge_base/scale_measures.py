@@ -24,6 +24,7 @@ from gaming.knowledge_base.v1 import lore_pb2, story_pb2
 from knowledge_base.adapters.postgres_memory import PostgresMemory
 from knowledge_base.domain.lore import RankingParameters
 from knowledge_base.domain.memory import RecallParameters, RecallQuery
+from knowledge_base.domain.memory_reranking import recall_candidates, rerank_memories
 from servicekit.channels import open_channel
 
 __all__ = [
@@ -102,14 +103,28 @@ class Searcher:
         self._scale = scale
 
     async def search(self, world: WorldPlan, question: int, weighing: Weighing) -> None:
-        """Recalls once; the world must give as many memories as it has, up to the limit."""
-        found = await self._memory.recall(
-            world.world_id,
-            RecallQuery(self._corpus.questions[question % len(self._corpus.questions)], LIMIT),
-            self._corpus.question_vectors[question % len(self._corpus.questions)],
-            *weighing,
-            model=self._corpus.model,
-        )
+        """Recalls once; the world must give as many memories as it has, up to the limit.
+
+        But for vectors alone, which the service never asks for, the first ones are read once more.
+        """
+        asked = question % len(self._corpus.questions)
+        query = RecallQuery(self._corpus.questions[asked], LIMIT)
+        vector = self._corpus.question_vectors[asked]
+        if weighing is ONLY_VECTORS:
+            found = await self._memory.recall(
+                world.world_id, query, vector, *weighing, model=self._corpus.model
+            )
+        else:
+            found = await self._memory.recall(
+                world.world_id,
+                recall_candidates(query),
+                vector,
+                *weighing,
+                model=self._corpus.model,
+                reranker=self._corpus.readings.reranker,
+            )
+            codes = [item.codes for item in found if item.codes is not None]
+            found = rerank_memories(found, self._corpus.met(asked, codes), query, weighing[1])
         assert len(found) == min(LIMIT, world.events)
 
     async def latency(

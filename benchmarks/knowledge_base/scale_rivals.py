@@ -26,7 +26,7 @@ from story_corpus import Corpus, WorldPlan
 from knowledge_base.adapters.database import decode_vector
 from knowledge_base.adapters.postgres_memory import PostgresMemory
 from knowledge_base.domain.memory import NewEvent
-from knowledge_base.ports import RequestKey, Vector
+from knowledge_base.ports import RequestKey, TextCodes, Vector
 
 __all__ = ["Comparison", "measure_rivals"]
 
@@ -194,6 +194,9 @@ async def _store(
                 [(uuid.uuid4(), NewEvent.of(item.text)) for item in items[part]],
                 corpus.model,
                 vectors[part],
+                codes=TextCodes(
+                    corpus.readings.reranker, (corpus.readings.codes[0],) * len(items[part])
+                ),
             )
         return time.perf_counter() - started
 

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from knowledge_base.adapters.late_interaction import LateInteraction
+from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
+from knowledge_base.domain.late_interaction import COARSE, met_share, rarity_weights
 from knowledge_base.domain.memory import NewEvent
-from knowledge_base.ports import Embedder, Vector
+from knowledge_base.ports import Embedder, TextCodes, Vector
 
 __all__ = ["GROWTH_SIZES", "Corpus", "Session", "WorldPlan", "plan_worlds"]
 
@@ -71,6 +74,40 @@ class Session:
     world: WorldPlan
     events: tuple[NewEvent, ...]
     vectors: Vector
+    codes: TextCodes
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What the model makes of the corpus's texts beside vectors.
+
+    Attributes:
+        reranker: names what `codes` are of.
+        codes: of the sentences, in their order.
+        deed: codes of what is set before a sentence.
+        questions: token vectors and weights of each question.
+    """
+
+    reranker: str
+    codes: tuple[bytes, ...]
+    deed: bytes
+    questions: tuple[tuple[Vector, Vector], ...]
+
+    @classmethod
+    async def of(
+        cls, model: OnnxEmbedder, sentences: Sequence[str], questions: Sequence[str]
+    ) -> "Readings":
+        """Returns what the model makes of these."""
+        reranker = LateInteraction(model, COARSE)
+        deed = f"{_NAMES[0]} {_DEEDS[0]} {_NAMES[1]} at the {_PLACES[0]}."
+        (deed_codes,) = (await reranker.prepare([deed])).codes
+        asked = [await model.read_query(question) for question in questions]
+        return cls(
+            reranker.name,
+            (await reranker.prepare(sentences)).codes,
+            deed_codes,
+            tuple((reading.tokens, rarity_weights(reading.ranks)) for reading in asked),
+        )
 
 
 def plan_worlds(
@@ -102,6 +139,7 @@ class Corpus:
         vectors: of the sentences, shape [sentences, dimensions].
         questions: what is asked.
         question_vectors: of the questions.
+        readings: of both.
         model: made all these vectors.
     """
 
@@ -111,17 +149,22 @@ class Corpus:
         vectors: Vector,
         questions: Sequence[str],
         question_vectors: Vector,
+        *,
+        readings: Readings,
         model: str,
     ) -> None:
         self.model = model
+        self.readings = readings
         self.questions = list(questions)
         self.question_vectors = question_vectors
         self._sentences = list(sentences)
         self._vectors = vectors
 
     @classmethod
-    async def made_with(cls, embedder: Embedder, *, questions: int = 200) -> "Corpus":
-        """Returns the corpus with the model's vectors."""
+    async def made_with(
+        cls, embedder: Embedder, model: OnnxEmbedder, *, questions: int = 200
+    ) -> "Corpus":
+        """Returns the corpus with the model's vectors, which `embedder` keeps."""
         text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(_LORE.glob("*.md")))
         sentences = list(dict.fromkeys(_SENTENCE.findall(text)))
         rng = np.random.default_rng(_SEED + 1)
@@ -138,8 +181,13 @@ class Corpus:
             await embedder.embed_documents(sentences),
             asked,
             await embedder.embed_documents(asked),
-            embedder.model,
+            readings=await Readings.of(model, sentences, asked),
+            model=embedder.model,
         )
+
+    def met(self, question: int, codes: Sequence[bytes]) -> list[float]:
+        """Returns the reranker's scores of a question."""
+        return met_share(*self.readings.questions[question], codes, COARSE)
 
     def sessions(self, worlds: Sequence[WorldPlan]) -> Iterator[Session]:
         """Yields the sessions of all worlds, mixed; those of one world in their order."""
@@ -178,4 +226,5 @@ class Corpus:
                     importance / (1 << 16),
                 )
             )
-        return Session(world, tuple(events), vectors)
+        codes = tuple(self.readings.deed + self.readings.codes[index] for index in about)
+        return Session(world, tuple(events), vectors, TextCodes(self.readings.reranker, codes))
