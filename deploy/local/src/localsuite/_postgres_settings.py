@@ -8,6 +8,8 @@ __all__ = ["LOCAL_SETTINGS", "NOT_DURABLE", "configuration_text"]
 #: `gamekeeper backup` alone; a slot that nobody reads any more keeps at most a gigabyte of WAL.
 #: Dynamic shared memory is a file and parallel plans are off, so that a container's small
 #: /dev/shm (64 MiB is usual) never fails an index build; PostgreSQL's main memory is anonymous.
+#: A statement that is logged is logged without its parameters: texts of worlds, which nothing takes
+#: out of a log when a world is erased.
 LOCAL_SETTINGS: Mapping[str, str] = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -33,6 +35,8 @@ LOCAL_SETTINGS: Mapping[str, str] = {
     "log_timezone": "UTC",
     "log_checkpoints": "off",
     "log_line_prefix": "%m [%p] %d ",
+    "log_parameter_max_length": "0",
+    "log_parameter_max_length_on_error": "0",
     "logging_collector": "off",
 }
 
