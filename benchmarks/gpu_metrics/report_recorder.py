@@ -9,6 +9,8 @@ from typing import Any
 import grpc.aio
 
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, gpu_metrics_pb2_grpc, samples_pb2
+from gpu_metrics.domain.samples import FleetMetric
+from gpu_metrics.wire.samples import packed_series_from_message
 
 __all__ = ["Reading", "Recorder", "recorder"]
 
@@ -59,17 +61,16 @@ class Recorder(gpu_metrics_pb2_grpc.GpuReportServiceServicer):
             self.cost = report.cost
         for gpu in report.gpus:
             known = gpu.HasField("memory_used_bytes")
-            hung = any(
-                each.reason in (fleet_pb2.MISSING_REASON_HUNG, fleet_pb2.MISSING_REASON_TIMEOUT)
-                for each in gpu.missing
-            )
+            # One late answer is no hang, and whoever hears of none better knows no more than that.
+            hung = any(each.reason == fleet_pb2.MISSING_REASON_HUNG for each in gpu.missing)
             self.readings.append(
                 Reading(now, gpu.index, gpu.memory_used_bytes if known else None, hung)
             )
         taken_at = report.sample_time.ToMicroseconds()
-        for series in report.series:
+        # As a collector reads them: those in blocks and those alone.
+        for series in packed_series_from_message(report):
             self.samples += len(series.values)
-            if series.metric != samples_pb2.FLEET_METRIC_GPU_UTILIZATION_PERMILLE:
+            if series.metric != FleetMetric.GPU_UTILIZATION_PERMILLE:
                 continue
             moment = taken_at
             for number, (offset, value) in enumerate(
