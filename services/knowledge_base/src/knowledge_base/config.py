@@ -136,8 +136,8 @@ class EmbeddingSettings:
         "KNOWLEDGE_BASE_RERANKER",
         default="late_interaction",
         choices=("late_interaction", "none"),
-        help="what reads the best passages of a search of lore once more; documents are embedded"
-        " anew when they are next ingested after a change of this",
+        help="what reads the best passages of a search and the first memories of a recall once"
+        " more; documents are embedded anew when they are next ingested after a change of this",
     )
     query_cache_size: int = setting(
         "KNOWLEDGE_BASE_QUERY_CACHE_SIZE",
