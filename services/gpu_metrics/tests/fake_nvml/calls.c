@@ -39,6 +39,7 @@ static struct record *records = own_records;
 static pthread_once_t opened = PTHREAD_ONCE_INIT;
 static pthread_mutex_t driver_lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int initialized;
+static atomic_char losses[MAXIMUM_GPUS];
 
 /* A hang looks at the scenario this often and gives up after a minute, should a test forget it. */
 static const struct timespec PAUSE = {0, 10 * 1000 * 1000};
@@ -141,8 +142,15 @@ int begin(struct answer *answer, enum call call) {
     int is_init = call == CALL_nvmlInitWithFlags || call == CALL_nvmlInit_v2;
     if (is_init && code == SUCCESS) atomic_fetch_add(&initialized, 1);
     if (!is_init && initialized == 0) return UNINITIALIZED;
-    if (call == CALL_nvmlShutdown) atomic_fetch_sub(&initialized, 1);
+    if (call == CALL_nvmlShutdown && atomic_fetch_sub(&initialized, 1) == 1) {
+        for (unsigned int index = 0; index < MAXIMUM_GPUS; index++) losses[index] = 0;
+    }
     return code;
+}
+
+int is_lost(const struct answer *answer, unsigned int index) {
+    if (answer->scenario->gpus[index].lost) losses[index] = 1;
+    return answer->scenario->keeps_losses ? losses[index] : answer->scenario->gpus[index].lost;
 }
 
 int begin_on(struct answer *answer, enum call call, void *device) {
@@ -150,7 +158,7 @@ int begin_on(struct answer *answer, enum call call, void *device) {
     if (initialized == 0) return UNINITIALIZED;
     if (code != SUCCESS) return code;
     if (!answer->gpu) return INVALID_ARGUMENT;
-    return answer->gpu->lost ? GPU_IS_LOST : SUCCESS;
+    return is_lost(answer, answer->index) ? GPU_IS_LOST : SUCCESS;
 }
 
 int begin_part(struct answer *answer, const char *part) {

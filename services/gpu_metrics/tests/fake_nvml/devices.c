@@ -105,7 +105,7 @@ int nvmlDeviceGetHandleByUUID(const char *uuid, void **device) {
     for (unsigned int index = 0; index < answer.scenario->gpu_count; index++) {
         struct gpu *gpu = &answer.scenario->gpus[index];
         if (strcmp(gpu->uuid, uuid) != 0) continue;
-        code = gpu->lost ? GPU_IS_LOST : SUCCESS;
+        code = is_lost(&answer, index) ? GPU_IS_LOST : SUCCESS;
         *device = handle_of(index);
     }
     return end(&answer, code);
@@ -129,7 +129,7 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, void **device) {
     for (unsigned int index = 0; index < answer.scenario->gpu_count; index++) {
         fill_pci(&pci, index);
         if (strcmp(pci.bus_id, bus_id) != 0 && strcmp(pci.bus_id_legacy, bus_id) != 0) continue;
-        code = answer.scenario->gpus[index].lost ? GPU_IS_LOST : SUCCESS;
+        code = is_lost(&answer, index) ? GPU_IS_LOST : SUCCESS;
         *device = handle_of(index);
     }
     return end(&answer, code);

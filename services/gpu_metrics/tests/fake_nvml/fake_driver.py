@@ -58,6 +58,12 @@ class FakeDriver:
         """Load the library into this process: whoever asks for it by name gets this one then."""
         ctypes.CDLL(str(self.library))
 
+    def shut_down(self) -> None:
+        """Have this process give the library up, however often it was started."""
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+        while library.nvmlShutdown() == 0:
+            pass
+
     def own_calls(self, function: str) -> int:
         """Return how often this process called a function of the library, since it was loaded."""
         # By name, as whoever calls it does: of several copies the process has the first loaded.

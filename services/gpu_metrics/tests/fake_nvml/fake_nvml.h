@@ -115,6 +115,7 @@ struct scenario {
     int serialized;
     int hangs;
     int unloaded;
+    int keeps_losses;
     struct times times;
     struct outcome outcomes[MAXIMUM_OUTCOMES];
     unsigned int outcome_count;
@@ -147,6 +148,8 @@ struct answer {
 int begin(struct answer *answer, enum call call);
 int begin_on(struct answer *answer, enum call call, void *device);
 /* As above for a part of a call that has a name of its own, such as a field or a clock. */
+/* Whether this process finds the GPU lost; a driver that keeps losses says so until it starts anew. */
+int is_lost(const struct answer *answer, unsigned int index);
 int begin_part(struct answer *answer, const char *part);
 int end(struct answer *answer, int code);
 

@@ -141,6 +141,7 @@ static void read_driver_statement(struct scenario *scenario, const char *text) {
     if (strcmp(text, "hang everything") == 0) scenario->hangs = 1;
     else if (strcmp(text, "serialized") == 0) scenario->serialized = 1;
     else if (strcmp(text, "unloaded") == 0) scenario->unloaded = 1;
+    else if (strcmp(text, "keeps_losses") == 0) scenario->keeps_losses = 1;
     else if (sscanf(text, "init_error %d", &code) == 1) {
         add_outcome(scenario->outcomes, &scenario->outcome_count, "init", code);
     } else if (sscanf(text, "version %79s", scenario->driver_version) == 1) {

@@ -17,6 +17,7 @@ from gpu_metrics.adapters.nvml_discovery import Discovery, NvmlDriver, is_mismat
 from gpu_metrics.adapters.nvml_events import XidWatcher
 from gpu_metrics.adapters.nvml_gpu import NvmlGpu
 from gpu_metrics.adapters.nvml_library import NvmlFailed, reason_of
+from gpu_metrics.adapters.nvml_probe import LostGpuProbe
 from gpu_metrics.domain.driver_health import (
     DriverEpochs,
     GpuHealth,
@@ -37,6 +38,8 @@ log = structlog.get_logger(__name__)
 
 _MOST_EVENTS = 1024
 _RECOVERY_SECONDS = 5.0
+# A start of the library opens GPUs, which takes a driver that nothing keeps loaded seconds each.
+_LONGEST_START_SECONDS = 10.0
 
 _STATEMENTS = {
     GpuEventKind.GPU_LOST: (Severity.CRITICAL, "restart the host, or replace the instance"),
@@ -62,7 +65,9 @@ class NvmlGpus:
     says so, 2 s after the hang at most, and 3 s where a lock that one GPU's call holds stops the
     others a reading later. The driver's sample rings are emptied every `ring_seconds`, processes
     and memory errors are read every `slow_seconds`. GPUs are looked up again every
-    `discovery_seconds`, and sooner after one was lost or the driver went away.
+    `discovery_seconds`, and sooner after one was lost or the driver went away. While one is lost
+    the others are read as ever: the library is started anew only once another process found that
+    the lost one answers, and their samples then go on where they were left.
     """
 
     def __init__(
@@ -89,7 +94,10 @@ class NvmlGpus:
         self._processes_known: tuple[tuple[int, bool], ...] = ()
         self._processes_time = clock.now()
         self._discover_at = clock.monotonic()
-        self._attached_at = clock.monotonic()
+        self._probe = LostGpuProbe(pause_seconds=discovery_seconds)
+        self._start_wanted = False
+        self._starting = False
+        self._started_at = clock.monotonic()
         self._away = False
         self._epochs = DriverEpochs()
         self._events: asyncio.Queue[ObservedEvent] = asyncio.Queue(_MOST_EVENTS)
@@ -126,10 +134,7 @@ class NvmlGpus:
         if self._mismatch:
             raise DriverMismatch
         now = self._clock.monotonic()
-        begun = [
-            gpu.begin(now, ring_seconds=self._ring_seconds, slow_seconds=self._slow_seconds)
-            for gpu in self._gpus
-        ]
+        begun = [] if self._is_starting(now) else self._begin(now)
         if under_way := [reading for reading in begun if reading is not None]:
             done, _ = await asyncio.wait(under_way, timeout=self._timeout_seconds)
             for reading in done:
@@ -145,6 +150,21 @@ class NvmlGpus:
             self._processes_known = known
             self._processes_time = self._clock.now()
         return [gpu.as_reading() for gpu in self._gpus]
+
+    def _begin(self, now: float) -> "list[asyncio.Future[None] | None]":
+        return [
+            gpu.begin(now, ring_seconds=self._ring_seconds, slow_seconds=self._slow_seconds)
+            for gpu in self._gpus
+        ]
+
+    def _is_starting(self, now: float) -> bool:
+        """Return whether the library starts anew, so that no reading may be begun."""
+        if not self._starting:
+            return False
+        hangs = now >= self._started_at + _LONGEST_START_SECONDS
+        for gpu in self._gpus:
+            gpu.wait(MissingReason.HUNG if hangs else MissingReason.TIMEOUT)
+        return True
 
     def take_series(self, sample_time: datetime) -> tuple[SampleSeries, ...]:
         """Return the samples since the last call, their offsets counted from `sample_time`."""
@@ -213,15 +233,17 @@ class NvmlGpus:
             self._watcher = XidWatcher(hand_over)
         known_uuids = {gpu.found.driver_index: gpu.found.uuid for gpu in self._gpus}
         # A GPU that was reset may need a new start of the library, which no reading may see.
-        lost = any(gpu.health is GpuHealth.LOST for gpu in self._gpus)
-        idle = not any(gpu.busy for gpu in self._gpus)
-        stale = now >= self._attached_at + self._discovery_seconds
-        attach_anew = self._away or (lost and idle and stale)
-        if attach_anew:
-            self._attached_at = now
+        lost = [gpu.found for gpu in self._gpus if gpu.health is GpuHealth.LOST]
+        wanted = self._probe.wants_start(lost, now) or (self._start_wanted and bool(lost))
+        self._start_wanted = wanted and not await self._drained()
+        attach_anew = self._away or (wanted and not self._start_wanted)
+        if attach_anew and not self._away:
+            self._probe.started(now)
         lookup = self._worker.call(
             lambda: self._driver.look_up(known_uuids, attach_anew=attach_anew)
         )
+        if attach_anew:
+            self._starting, self._started_at = True, now
         if attach_anew or not self._gpus:
             await asyncio.wait({lookup}, timeout=self._timeout_seconds)
         if lookup.done():
@@ -232,11 +254,18 @@ class NvmlGpus:
             self._note_problem("TIMEOUT")
         lookup.add_done_callback(self._take_late)
 
+    async def _drained(self) -> bool:
+        """Take all samples that wait, as handles end; return whether no call is left under way."""
+        if draining := [each for gpu in self._gpus if (each := gpu.drain()) is not None]:
+            await asyncio.wait(draining, timeout=self._timeout_seconds)
+        return not any(gpu.busy for gpu in self._gpus)
+
     def _take_late(self, lookup: "asyncio.Future[Discovery]") -> None:
         if not lookup.cancelled():
             self._take(lookup)
 
     def _take(self, lookup: "asyncio.Future[Discovery]") -> None:
+        self._starting = False
         error = lookup.exception()
         if isinstance(error, NvmlFailed):
             self._note_problem(str(error))
@@ -281,7 +310,7 @@ class NvmlGpus:
                 gpu.epoch = self._epochs.current
                 gpu.attach(discovery.library, found)
             elif discovery.attached_anew or found.handle != gpu.found.handle:
-                gpu.attach(discovery.library, found)
+                gpu.attach(discovery.library, found, same_run=not was_away)
             gpu.meter.detached = False
             gpu.epoch = fresh_epoch or gpu.epoch
             gpus.append(gpu)
@@ -353,4 +382,5 @@ class NvmlGpus:
             gpu.close()
         if self._watcher is not None:
             self._watcher.close()
+        self._probe.close()
         self._worker.close()

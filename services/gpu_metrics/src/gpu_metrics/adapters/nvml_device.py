@@ -5,6 +5,7 @@ one by one, so that those before a hang are kept.
 """
 
 import ctypes
+import dataclasses
 import time
 from typing import Any
 
@@ -89,6 +90,18 @@ class _Single:
         return int(self._value.value) if code == _SUCCESS else reason_of(code)
 
 
+@dataclasses.dataclass(slots=True)
+class _Kept:
+    """What readings leave for those after them."""
+
+    held: dict[str, int] = dataclasses.field(default_factory=dict)
+    bytes: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
+    slow: dict[str, CountReading] = dataclasses.field(default_factory=dict)
+    peak: CountReading = MissingReason.STALE
+    # The highest sample that was taken outside a reading, for the next one.
+    drained: int = -1
+
+
 class NvmlDevice:
     """Reads one GPU by its handle; only ever used by one thread at a time."""
 
@@ -144,10 +157,27 @@ class NvmlDevice:
             figure: _Single(library, "nvmlDeviceGetPcieThroughput", handle, ctypes.c_int(counter))
             for figure, (_, counter) in _PCIE.items()
         }
-        self._held_before: dict[str, int] = {}
-        self._bytes_before: dict[str, tuple[int, float]] = {}
-        self._kept: dict[str, CountReading] = {}
-        self._peak: CountReading = MissingReason.STALE
+        self.kept = _Kept()
+
+    def go_on_from(self, before: "NvmlDevice", *, same_run: bool) -> None:
+        """Take over what was read by another handle of this GPU.
+
+        Samples always go on where they were left. What is kept from reading to reading is taken
+        over if the driver still counts from where it did.
+        """
+        for figure, ring in self.rings.items():
+            ring.go_on_from(before.rings[figure])
+        if same_run:
+            self.processes.last = before.processes.last
+            self.kept = before.kept
+
+    def drain(self) -> None:
+        """Take the samples that wait, before the handle is given up."""
+        now = time.time_ns() // 1000
+        for figure, ring in self.rings.items():
+            highest = ring.drain(self._meter, now, MissingReason.STALE)
+            if figure == "utilization_permille" and isinstance(highest, int):
+                self.kept.drained = max(self.kept.drained, highest)
 
     def read(self, figures: dict[str, CountReading], *, rings: bool, slow: bool) -> None:
         """Read into `figures`, by the names of a `GpuReading`'s fields.
@@ -166,7 +196,7 @@ class NvmlDevice:
         self._put_memory(figures)
 
         # After a failure nothing is kept, so that what is shown next was read after it.
-        slow = slow or not self._kept
+        slow = slow or not self.kept.slow
         batch = self._all_fields if slow else self._fast_fields
         fields = batch.read(meter)
         for figure in _FIELD_FIGURES:
@@ -175,21 +205,21 @@ class NvmlDevice:
                 value = self._instead[figure].read(meter)
             figures[figure] = value
         if slow:
-            self._kept.update((figure, fields[figure].value) for figure in SLOW_FIELDS)
+            self.kept.slow.update((figure, fields[figure].value) for figure in SLOW_FIELDS)
         figures["temperature_celsius"] = self._temperature.read(meter)
         for figure, clock in self._clocks.items():
             figures[figure] = clock.read(meter)
         figures["clock_event_reasons"] = self._reasons_since(fields)
         for figure, (field, _) in _PCIE.items():
             figures[figure] = self._bytes_per_second(figure, fields[field], slow=slow)
-        figures.update(self._kept)
+        figures.update(self.kept.slow)
         if rings:
             self._drain_rings(figures)
         if batch.failed is not None:
-            figures.update(dict.fromkeys(self._kept, batch.failed))
-            self._kept.clear()
-            self._peak = batch.failed
-        figures["peak_utilization_permille"] = self._peak
+            figures.update(dict.fromkeys(self.kept.slow, batch.failed))
+            self.kept.slow.clear()
+            self.kept.peak = batch.failed
+        figures["peak_utilization_permille"] = self.kept.peak
         if slow:
             self.processes.read(meter)
 
@@ -211,8 +241,8 @@ class NvmlDevice:
             held = fields[field].value
             if isinstance(held, MissingReason):
                 continue
-            before = self._held_before.get(field, held)
-            self._held_before[field] = held
+            before = self.kept.held.get(field, held)
+            self.kept.held[field] = held
             if held > before and not isinstance(reasons, MissingReason):
                 reasons |= bit
         return reasons
@@ -224,15 +254,15 @@ class NvmlDevice:
             # The driver takes 20 ms to count for this, so it is asked seldom.
             if slow:
                 throughput = self._throughput[figure].read(self._meter)
-                self._kept[figure] = (
+                self.kept.slow[figure] = (
                     throughput
                     if isinstance(throughput, MissingReason)
                     else throughput * _BYTES_PER_THROUGHPUT_UNIT
                 )
-            return self._kept.get(figure, _UNSUPPORTED)
+            return self.kept.slow.get(figure, _UNSUPPORTED)
         now = time.monotonic()
-        value_before, read_before = self._bytes_before.get(figure, (field.value, now))
-        self._bytes_before[figure] = (field.value, now)
+        value_before, read_before = self.kept.bytes.get(figure, (field.value, now))
+        self.kept.bytes[figure] = (field.value, now)
         # The counter may wrap, and the first reading has nothing to compare with.
         if field.value < value_before or now <= read_before:
             return MissingReason.STALE
@@ -243,4 +273,6 @@ class NvmlDevice:
         for figure, ring in self.rings.items():
             highest = ring.drain(self._meter, now, figures[figure])
             if figure == "utilization_permille":
-                self._peak = highest
+                drained, self.kept.drained = self.kept.drained, -1
+                known = -1 if isinstance(highest, MissingReason) else highest
+                self.kept.peak = max(drained, known) if max(drained, known) >= 0 else highest

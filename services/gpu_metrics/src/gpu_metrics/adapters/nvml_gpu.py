@@ -34,7 +34,9 @@ class NvmlGpu:
         self.slow_readings = 0
         self.last_figures: Mapping[str, CountReading] = {}
         self._worker = DaemonWorker(f"nvml-gpu-{index}")
+        # Kept when the handle is given up: its samples are still to be taken.
         self._device: NvmlDevice | None = None
+        self._attached = False
         self._began = 0.0
         self._rings_due = 0.0
         self._slow_due = 0.0
@@ -46,22 +48,39 @@ class NvmlGpu:
         """Return whether the driver has not answered the last reading yet."""
         return self._worker.busy
 
-    def attach(self, library: NvmlLibrary, found: FoundGpu) -> None:
-        """Read by this handle from now on; without one the reason is what is read."""
+    def attach(self, library: NvmlLibrary, found: FoundGpu, *, same_run: bool = False) -> None:
+        """Read by this handle from now on; without one the reason is what is read.
+
+        Samples go on where they were left. In the `same_run` of a driver so does the rest, if there
+        was a handle until now.
+        """
         self.found = found
-        self._device = open_device(library, found, self.meter) if found.handle else None
-        self._slow_due = self._rings_due = 0.0
+        before, same_run = self._device, same_run and self._attached
+        self._attached = bool(found.handle)
+        if not found.handle:
+            return
+        self._device = open_device(library, found, self.meter)
+        if before is not None:
+            self._device.go_on_from(before, same_run=same_run)
+        if not same_run:
+            self._slow_due = self._rings_due = 0.0
 
     def detach(self, reason: MissingReason) -> None:
         """Give up the handle; every figure is missing for this reason."""
         self.found = replace(self.found, handle=0, reason=reason)
-        self._device = None
+        self._attached = False
+
+    def drain(self) -> "asyncio.Future[None] | None":
+        """Start to take the samples that wait, unless there is no handle or it does not answer."""
+        if self._device is None or not self._attached or self._worker.busy:
+            return None
+        return self._worker.call(self._device.drain)
 
     def begin(
         self, now: float, *, ring_seconds: float, slow_seconds: float
     ) -> "asyncio.Future[None] | None":
         """Start a reading unless the one before still hangs or there is no handle."""
-        device = self._device
+        device = self._device if self._attached else None
         self._not_begun = self.found.reason if device is None else None
         if device is None or self._worker.busy:
             return None
@@ -81,8 +100,12 @@ class NvmlGpu:
 
         return self._worker.call(read)
 
+    def wait(self, reason: MissingReason) -> None:
+        """Begin no reading now; figures that could be read are missing for this reason."""
+        self._not_begun = reason if self._attached else self.found.reason
+
     def finish(self, now: float, *, hung_after_seconds: float) -> Mapping[str, CountReading]:
-        """Return what was read, the rest missing for a reason; call it once after `begin`."""
+        """Return what was read, the rest missing for a reason; call it after `begin` or `wait`."""
         figures, self._reading = self._reading, {}
         if self._not_begun is not None:
             missing = self._not_begun
@@ -137,7 +160,7 @@ class NvmlGpu:
 
     def processes(self) -> "tuple[tuple[int, int | None], ...] | MissingReason":
         """Return the processes as last read, or why they are not known."""
-        if self._device is None:
+        if self._device is None or not self._attached:
             return self.found.reason
         if self.health in (GpuHealth.HUNG, GpuHealth.LOST):
             return MissingReason[self.health.name]

@@ -60,7 +60,7 @@ class SampleRing:
         self._sampling_type = ctypes.c_int(sampling_type)
         self._value_type = ctypes.c_uint()
         self._count = ctypes.c_uint()
-        self._last_seen = ctypes.c_ulonglong()
+        self.last_seen = ctypes.c_ulonglong()
         self._capacity = 0
         self._unsupported = False
         self._raw = memoryview(b"")
@@ -71,14 +71,19 @@ class SampleRing:
             "nvmlDeviceGetSamples",
             self._handle,
             self._sampling_type,
-            self._last_seen,
+            self.last_seen,
             ctypes.byref(self._value_type),
             ctypes.byref(self._count),
             buffer,
         )
 
+    def go_on_from(self, before: "SampleRing") -> None:
+        """Begin where a ring of the same GPU was left, and hold what nobody took of it."""
+        self.samples = before.samples
+        self.last_seen.value = before.last_seen.value
+
     def _open(self, meter: CallMeter) -> None:
-        """Find out how large the ring is, and pass over what it holds already."""
+        """Find out how large the ring is."""
         code = meter.run(self._call)
         if code != pynvml.NVML_SUCCESS:
             self._unsupported = reason_of(code) is MissingReason.UNSUPPORTED
@@ -87,7 +92,6 @@ class SampleRing:
         buffer = (pynvml.c_nvmlSample_t * self._capacity)()
         self._raw = memoryview(buffer).cast("B")
         self._call = self._prepare(buffer)
-        self._read(meter)
 
     def drain(
         self, meter: CallMeter, now_microseconds: int, momentary: CountReading
@@ -105,12 +109,18 @@ class SampleRing:
     def _drain(self, meter: CallMeter, now_microseconds: int) -> CountReading:
         if self._capacity == 0 and not self._unsupported:
             self._open(meter)
-            return MissingReason.UNSUPPORTED if self._unsupported else MissingReason.STALE
         if self._unsupported:
             return MissingReason.UNSUPPORTED
-        if self._last_seen.value > now_microseconds + _SECOND:
+        if self._capacity == 0:
+            return MissingReason.STALE
+        if self.last_seen.value == 0:
+            # What was sampled before anybody asked is of no report.
+            self._read(meter)
+            self.last_seen.value = self.last_seen.value or 1
+            return MissingReason.STALE
+        if self.last_seen.value > now_microseconds + _SECOND:
             # The clock was set back; what is newer by it would be taken for old.
-            self._last_seen.value = now_microseconds - _SECOND
+            self.last_seen.value = now_microseconds - _SECOND
         found = self._read(meter)
         if isinstance(found, MissingReason):
             return found
@@ -125,7 +135,7 @@ class SampleRing:
         layout = _LAYOUTS.get(self._value_type.value)
         if layout is None:
             return MissingReason.MALFORMED
-        scale, last_seen = self._scale, self._last_seen.value
+        scale, last_seen = self._scale, self.last_seen.value
         used = self._raw[: min(self._count.value, self._capacity) * layout.size]
         # Entries that were never filled have time 0.
         found = sorted(
@@ -135,5 +145,5 @@ class SampleRing:
         )
         if not found:
             return MissingReason.STALE
-        self._last_seen.value = found[-1][0]
+        self.last_seen.value = found[-1][0]
         return found
