@@ -286,7 +286,7 @@ class PostgresMemory:
             model,
             reranker,
         )
-        return [RecalledEvent(_event(row), *row[8:13])._replace(codes=row[13]) for row in rows]
+        return [_recalled(row) for row in rows]
 
     async def list_events(
         self, world_id: uuid.UUID, before: tuple[datetime, int] | None, limit: int
@@ -372,6 +372,11 @@ def world_of(row: Any) -> World:
         row["event_count"],
         row["archive_time"],
     )
+
+
+def _recalled(row: Any) -> RecalledEvent:
+    score, relevance, recency, cosine, keyword_share, codes = row[8:14]
+    return RecalledEvent(_event(row), score, relevance, recency, cosine, keyword_share, codes=codes)
 
 
 def _event(row: Any) -> StoryEvent:

@@ -40,21 +40,19 @@ def rerank_memories(
     again = []
     for index, item in enumerate(found):
         relevance = item.relevance
-        score = met[index] if met else None
         if met:
-            meaning = max(0.0, item.cosine)
-            relevance += parameters.reranker_weight * (
-                (max(0.0, _MET_SLOPE * meaning + _MET_START) if score is None else score) - meaning
-            )
+            meaning, score = max(0.0, item.cosine), met[index]
+            if score is None:
+                score = max(0.0, _MET_SLOPE * meaning + _MET_START)
+            relevance += parameters.reranker_weight * (score - meaning)
         if timed and tells_a_time(item.event.text):
             relevance += timed
         relevance = min(1.0, max(0.0, relevance))
-        again.append(
-            item._replace(
-                score=item.score + weight * (relevance - item.relevance),
-                relevance=relevance,
-                reranker_score=score,
-            )
+        again.append((item.score + weight * (relevance - item.relevance), relevance, index))
+    again.sort(key=lambda scored: -scored[0])  # stable, so ties keep the search's order
+    return [
+        found[index]._replace(
+            score=score, relevance=relevance, reranker_score=met[index] if met else None
         )
-    again.sort(key=lambda item: -item.score)  # stable, so ties keep the search's order
-    return again[: query.limit]
+        for score, relevance, index in again[: query.limit]
+    ]
