@@ -12,8 +12,10 @@ import pytest
 from gaming.events import events_pb2
 from gaming.knowledge_base.v1 import story_pb2, subscriptions_pb2, worlds_pb2
 from knowledge_base.adapters.schema import SCHEMA
+from knowledge_base.ports_reranker import Rerankers
 from knowledge_base.testing import (
     HashEmbedder,
+    HashReranker,
     RunningKnowledgeBase,
     failure_of,
     serve_knowledge_base,
@@ -38,7 +40,10 @@ async def running(
     knowledge_base_database: str, embedder: HashEmbedder
 ) -> AsyncIterator[RunningKnowledgeBase]:
     async with serve_knowledge_base(
-        knowledge_base_database, embedder=embedder, announces=True
+        knowledge_base_database,
+        embedder=embedder,
+        announces=True,
+        rerankers=Rerankers(memory=HashReranker()),
     ) as running:
         yield running
 
@@ -123,6 +128,8 @@ async def test_a_world_remembers_what_it_takes_and_finds_it_again(
         timeout=TIMEOUT_SECONDS,
     )
     assert [found.event.event_id for found in recalled.events] == [memory.event_id]
+    # What the reranker reads is kept of it, as of an event that a caller records.
+    assert recalled.events[0].HasField("reranker_score")
 
 
 async def test_an_event_that_comes_again_is_remembered_once(
