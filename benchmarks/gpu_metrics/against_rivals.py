@@ -4,7 +4,8 @@
 
 All programs load the same `libnvidia-ml.so.1` (services/gpu_metrics/tests/fake_nvml) and the same
 scenario. Each GPU is busy for 200 ms every 4.3 s, at a phase of its own, and idle otherwise; its
-memory in use grows with the time, so each reading tells when it was taken. Then one GPU hangs.
+memory in use grows with the time, so each reading tells when it was taken. First there are
+XIDs and nobody who receives (rival_advantages.py), then all is measured, and then one GPU hangs.
 
 - burst capture: bursts of which some sample shows at least half. nvitop-exporter's page is polled
   once a second; the 30 s poller takes every thirtieth of those polls, over all thirty starts.
@@ -23,13 +24,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpu_host import ecs_task
 from kept_limits import Limit, at_least, at_most, exit_status
 from measured_program import FakeDriver, Program, build, running
-from report_recorder import Recorder, recorder
+from report_recorder import Receiver, Recorder, recorder
+from rival_advantages import compare_advantages, hold_outage
 from rival_page import RIVALS_PYTHON, Polls, rival_installed, running_rival
 
 # A period that no poller's interval divides, so that bursts fall at any moment of it.
@@ -47,7 +51,7 @@ BYTES_PER_SAMPLE_LIMIT = 8.0
 """What a sample takes as a bare double, without its moment and the rest of a report."""
 
 
-def scenario(gpus: int, started_microseconds: int) -> str:
+def scenario(gpus: int, started_microseconds: int, process_id: int) -> str:
     """The driver's script: bursts at a phase of its own for each GPU, memory that tells time."""
     lines = [
         "driver version 570.124.06",
@@ -79,7 +83,7 @@ def scenario(gpus: int, started_microseconds: int) -> str:
                 "pcie_replays 0",
                 "ecc_corrected 0",
                 "ecc_uncorrected 0",
-                "process 4321 5000000000",
+                f"process {process_id} 5000000000",
             )
         ]
     return "\n".join(lines) + "\n"
@@ -163,11 +167,12 @@ def oldest_age(readings: Sequence[tuple[float, int, float]], run: Run) -> float 
 
 async def measure(gpus: int, seconds: float) -> int:
     """Run everything, print the table and the limits, and return the exit status."""
-    with tempfile.TemporaryDirectory(prefix="gpu_rivals_") as directory:
-        folder = Path(directory)
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu_rivals_")))
         library = await asyncio.to_thread(build, folder)
+        task = await stack.enter_async_context(ecs_task(folder / "proc"))
         started = time.time()
-        script = scenario(gpus, round(started * 1e6))
+        script = scenario(gpus, round(started * 1e6), task.process_id)
         drivers = {}
         for name in ("agent", "nvitop-exporter", "gpustat"):
             (folder / name).mkdir()
@@ -176,55 +181,75 @@ async def measure(gpus: int, seconds: float) -> int:
         with_rivals = rival_installed()
         if not with_rivals:
             print("nvitop-exporter and gpustat are not installed: run `make rivals`; ours alone")
-        async with (
-            recorder() as (ours, address),
-            running_rival(drivers["nvitop-exporter"], installed=with_rivals) as (rival, polls),
-        ):
-            environ = {
-                "GPU_METRICS_COLLECTORS": address,
-                "GPU_METRICS_HOST_ID": "i-bench",
-                "GPU_METRICS_IMDS_ENABLED": "false",
-                "GPU_METRICS_STATE_DIRECTORY": str(folder / "state"),
-            }
-            command = [sys.executable, "-m", "gpu_metrics", "agent"]
-            async with running("agent", command, drivers["agent"], environ) as agent:
-                await asyncio.sleep(START_SECONDS)
-                programs = [agent, *([rival] if rival else [])]
-                for program in programs:
-                    program.mark()
-                since, bytes_before, samples_before = (
-                    time.time(),
-                    len(ours.report_bytes),
-                    ours.samples,
-                )
-                await asyncio.sleep(seconds)
-                until = time.time()
-                for program in programs:
-                    program.measure()
-                report_bytes = ours.report_bytes[bytes_before:]
-                samples = ours.samples - samples_before
-                await asyncio.sleep(2.5)
-                hung_at = time.time()
-                for driver in drivers.values():
-                    driver.add(f"gpu {gpus - 1} hang all")
-                await asyncio.sleep(HANG_SECONDS)
-                hung_until = time.time()
-                gpustat = await _gpustat(drivers["gpustat"], script) if with_rivals else None
-        run = Run(gpus, started, since, until, hung_at, hung_until)
-        print(
-            f"{gpus} GPUs, {len(run.bursts)} bursts of {1000 * BURST_SECONDS:.0f} ms "
-            f"in {run.seconds:.0f} s"
+        rival, polls = await stack.enter_async_context(
+            running_rival(drivers["nvitop-exporter"], installed=with_rivals)
         )
-        found = _found(agent, ours, report_bytes, samples, run)
-        _print_agent(agent, found, run)
-        limits = _limits(found)
-        if rival:
-            limits += _compare_rival(rival, polls, found, run)
-        if gpustat:
-            print("gpustat, each time that it is run")
-            _print("driver calls", f"{gpustat[0]}")
-            _print("CPU", f"{gpustat[1]:.2f} s")
-        return exit_status(limits)
+        # Of an agent of its own: reading a model server's page is no part of what 8 GPUs cost.
+        async with (
+            recorder() as receiver,
+            _agent(folder / "task", drivers["agent"], receiver, task.environ),
+        ):
+            await asyncio.sleep(START_SECONDS)
+            outage = await hold_outage(receiver, polls, list(drivers.values()), started)
+        limits = compare_advantages(
+            receiver.kept,
+            polls,
+            outage,
+            gpus=gpus,
+            process_id=task.process_id,
+            with_rival=rival is not None,
+        )
+        receiver = await stack.enter_async_context(recorder())
+        agent = await stack.enter_async_context(
+            _agent(folder / "state", drivers["agent"], receiver, {})
+        )
+        ours = receiver.kept
+        await asyncio.sleep(START_SECONDS)
+        programs = [agent, *([rival] if rival else [])]
+        for program in programs:
+            program.mark()
+        since, bytes_before, samples_before = time.time(), len(ours.report_bytes), ours.samples
+        await asyncio.sleep(seconds)
+        until = time.time()
+        for program in programs:
+            program.measure()
+        report_bytes = ours.report_bytes[bytes_before:]
+        samples = ours.samples - samples_before
+        await asyncio.sleep(2.5)
+        hung_at = time.time()
+        for driver in drivers.values():
+            driver.add(f"gpu {gpus - 1} hang all")
+        await asyncio.sleep(HANG_SECONDS)
+        hung_until = time.time()
+        gpustat = await _gpustat(drivers["gpustat"], script) if with_rivals else None
+    run = Run(gpus, started, since, until, hung_at, hung_until)
+    print(
+        f"{gpus} GPUs, {len(run.bursts)} bursts of {1000 * BURST_SECONDS:.0f} ms "
+        f"in {run.seconds:.0f} s"
+    )
+    found = _found(agent, ours, report_bytes, samples, run)
+    _print_agent(agent, found, run)
+    limits += _limits(found)
+    if rival:
+        limits += _compare_rival(rival, polls, found, run)
+    if gpustat:
+        print("gpustat, each time that it is run")
+        _print("driver calls", f"{gpustat[0]}")
+        _print("CPU", f"{gpustat[1]:.2f} s")
+    return exit_status(limits)
+
+
+def _agent(
+    state: Path, driver: FakeDriver, receiver: Receiver, environ: Mapping[str, str]
+) -> AbstractAsyncContextManager[Program]:
+    command = [sys.executable, "-m", "gpu_metrics", "agent"]
+    settings = {
+        "GPU_METRICS_COLLECTORS": receiver.address,
+        "GPU_METRICS_HOST_ID": "i-bench",
+        "GPU_METRICS_IMDS_ENABLED": "false",
+        "GPU_METRICS_STATE_DIRECTORY": str(state),
+    }
+    return running("agent", command, driver, {**settings, **environ})
 
 
 async def _gpustat(driver: FakeDriver, script: str) -> tuple[int, float]:

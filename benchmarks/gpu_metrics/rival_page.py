@@ -30,20 +30,26 @@ class Polls:
     memory: list[tuple[float, int, float]] = field(default_factory=list)
     """Moment of the poll, GPU, memory used in bytes."""
     page_bytes: int = 0
+    page: str = ""
+    polled_at: list[float] = field(default_factory=list)
+    away: bool = False
+    """While it is set nobody polls."""
 
     async def run(self, url: str) -> None:
         """Poll once a second until cancelled."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             due = time.monotonic()
             while True:
-                async with session.get(url) as response:
-                    page = await response.text()
-                self._take(page, time.time())
+                if not self.away:
+                    async with session.get(url) as response:
+                        page = await response.text()
+                    self._take(page, time.time())
                 due += 1.0
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     def _take(self, page: str, now: float) -> None:
-        self.page_bytes = len(page)
+        self.page, self.page_bytes = page, len(page)
+        self.polled_at.append(now)
         poll = []
         for name, index, value in _PAGE.findall(page):
             if name == "memory_used_MiB":
