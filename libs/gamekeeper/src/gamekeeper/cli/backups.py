@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
@@ -98,10 +99,10 @@ def stream(
     embedded: EmbeddedOption = None,
     programs: ProgramsOption = None,
 ) -> None:
-    """Archive every change as it is written, until interrupted.
+    """Archive every change as it is written, until SIGTERM or Ctrl-C.
 
     Run it beside the database all the time, on another machine: what it has not received is lost
-    with the database's disk, which is milliseconds of changes.
+    with the database's disk, which is milliseconds of changes. SIGTERM ends it with exit code 0.
 
     Examples:
       gamekeeper backup stream /backups/gamekeeper --embedded .var/postgres
@@ -109,7 +110,7 @@ def stream(
     from gamekeeper.backup.taking import stream_wal  # noqa: PLC0415  # needs the extra
 
     with _explained():
-        _run(
+        _run_until_terminated(
             stream_wal(
                 _server(database_url, embedded),
                 Repository.create(repository),
@@ -249,6 +250,27 @@ class _explained:  # noqa: N801  # reads as a statement
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(work)
+
+
+def _run_until_terminated(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a service's work until SIGTERM, and returns when it has tidied up after itself."""
+
+    async def until_told() -> None:
+        task = asyncio.ensure_future(work)
+        told = asyncio.Event()
+
+        def end() -> None:
+            told.set()
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not told.is_set():  # but by Ctrl-C
+                raise
+
+    asyncio.run(until_told())
 
 
 def _server(database_url: str, embedded: Path | None) -> ServerAddress:
