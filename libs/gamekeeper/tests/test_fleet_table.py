@@ -4,12 +4,13 @@ import io
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 
 from gamekeeper.cli.fleet_table import FleetSort, ShownFleet, bar, show_hosts, throttling
 from gaming.common.v1 import tier_pb2
-from gaming.gpu_metrics.v1 import fleet_pb2
+from gaming.gpu_metrics.v1 import fleet_pb2, samples_pb2
 
 NOW = Timestamp(seconds=1000)
 
@@ -159,3 +160,23 @@ def test_a_wide_terminal_shows_types_clocks_and_names_of_servers_whole() -> None
     assert "A100-SXM4-80GB " in row
     assert "1,410 MHz" in row
     assert name in row
+
+
+def test_a_host_says_what_its_agent_costs_and_had_to_give_up() -> None:
+    host = a_host("i-1", a_gpu())
+    assert "agent:" not in line_with(shown(host), "i-1")
+    host.agent_cost.CopyFrom(
+        samples_pb2.AgentCost(
+            driver_calls=1234,
+            driver_time=Duration(seconds=2, nanos=500_000_000),
+            cpu_time=Duration(seconds=7),
+            resident_bytes=63_000_000,
+        )
+    )
+    told = line_with(shown(host), "i-1")
+    assert "agent: 7.0 s CPU, 2.5 s in 1,234 driver calls, 63 MB" in told
+    assert "lost" not in told
+    assert "replaced" not in told
+    host.agent_cost.lost_events, host.agent_cost.replaced_reports = 1, 3
+    # Where the terminal ends, what needs somebody is still there.
+    assert "1 event lost  3 reports replaced" in line_with(shown(host, width=60), "i-1")

@@ -12,6 +12,7 @@ from gpu_metrics.domain.gpu_exposition import dcgm_page, hardware_page
 from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.last_xids import LastXids
 from gpu_metrics.domain.readings import GpuReading, MissingReason
+from gpu_metrics.domain.samples import AgentCost
 
 from .builders import NOON, make_report
 
@@ -129,3 +130,43 @@ def test_codes_of_a_bounded_number_of_hosts_are_remembered() -> None:
 def test_an_empty_fleet_is_a_valid_page() -> None:
     assert hardware_page((), 0.0, openmetrics=True).endswith("# EOF\n")
     assert samples(dcgm_page((), lambda *_: 0)) == {}
+
+
+COST = AgentCost(
+    driver_calls=9000,
+    driver_seconds=2.5,
+    cpu_seconds=12.25,
+    resident_bytes=63_000_000,
+    replaced_reports=3,
+    lost_events=1,
+)
+AGENT_FIGURES = {
+    "gpu_agent_cpu_seconds_total": 12.25,
+    "gpu_agent_driver_seconds_total": 2.5,
+    "gpu_agent_driver_calls_total": 9000,
+    "gpu_agent_memory_bytes": 63_000_000,
+    "gpu_agent_lost_events_total": 1,
+    "gpu_agent_replaced_reports_total": 3,
+}
+
+
+def shown_of_agents(page: str) -> dict[str, float]:
+    return {series: value for series, value in samples(page).items() if "gpu_agent" in series}
+
+
+@pytest.mark.parametrize("openmetrics", [True, False])
+def test_what_an_agent_costs_its_host_is_shown_in_base_units(*, openmetrics: bool) -> None:
+    (state,) = hosts(GPU)
+    page = hardware_page([state._replace(cost=COST)], 0.0, openmetrics=openmetrics)
+    assert shown_of_agents(page) == {
+        f'{name}{{host_id="i-1"}}': value for name, value in AGENT_FIGURES.items()
+    }
+    family = "gpu_agent_cpu_seconds" if openmetrics else "gpu_agent_cpu_seconds_total"
+    assert f"# TYPE {family} counter" in page.splitlines()
+
+
+def test_of_an_agent_that_is_silent_or_tells_no_cost_there_is_none() -> None:
+    assert shown_of_agents(hardware_page(hosts(GPU), 0.0, openmetrics=True)) == {}
+    (stale,) = hosts(GPU, now=7.5)
+    page = hardware_page([stale._replace(cost=COST)], 7.5, openmetrics=True)
+    assert shown_of_agents(page) == {}

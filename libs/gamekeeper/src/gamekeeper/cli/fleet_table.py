@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gamekeeper.cli.wording import enum_words, optional_number
-from gaming.gpu_metrics.v1 import fleet_pb2
+from gaming.gpu_metrics.v1 import fleet_pb2, samples_pb2
 
 __all__ = ["FleetSort", "ShownFleet", "bar", "show_hosts", "throttling"]
 
@@ -207,7 +207,28 @@ def _heading(view: fleet_pb2.HostView, now: Timestamp) -> Text:
         heading.append("  called back", style="magenta")
     elif host.HasField("rebalance_time"):
         heading.append("  may be called back", style="magenta")
+    if view.HasField("agent_cost"):
+        _append_agent_cost(heading, view.agent_cost)
     return heading
+
+
+def _append_agent_cost(heading: Text, cost: samples_pb2.AgentCost) -> None:
+    """Say what the agent had to give up, and then what it cost since its start."""
+    if cost.lost_events:
+        heading.append(f"  {_counted(cost.lost_events, 'event')} lost", style="red")
+    if cost.replaced_reports:
+        heading.append(f"  {_counted(cost.replaced_reports, 'report')} replaced", style="yellow")
+    cpu_seconds = cost.cpu_time.ToMicroseconds() / 1e6
+    driver_seconds = cost.driver_time.ToMicroseconds() / 1e6
+    heading.append(
+        f"  agent: {cpu_seconds:,.1f} s CPU, {driver_seconds:,.1f} s in {cost.driver_calls:,} "
+        f"driver calls, {cost.resident_bytes / 1e6:,.0f} MB",
+        style="dim",
+    )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
 
 
 def _rows(

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from gpu_metrics.domain.agent_exposition import agent_lines
 from gpu_metrics.domain.aggregate import attribute_gpus
+from gpu_metrics.domain.exposition_text import escaped, family, label_text
 from gpu_metrics.domain.gpu_figures import GPU_FIGURES_BY_NAME, ExportedFigure, FigureKind
 from gpu_metrics.domain.host_state import Freshness, HostState
 from gpu_metrics.domain.readings import GPU_FIGURES, CountReading, GpuReading, MissingReason, known
 from gpu_metrics.domain.xid_catalogue import xid_facts
 
 __all__ = ["dcgm_page", "hardware_page"]
-
-_Labels = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,9 @@ class _Shown:
 
 def hardware_page(hosts: Iterable[HostState], now: float, *, openmetrics: bool) -> str:
     """Return the page in base units; `now` is of the clock that the hosts were received by."""
+    hosts = tuple(hosts)
     gpus = [
-        _Shown(gpu, state, _text((("hw_id", gpu.gpu_uuid), ("host_id", state.host.host_id))))
+        _Shown(gpu, state, label_text((("hw_id", gpu.gpu_uuid), ("host_id", state.host.host_id))))
         for state in hosts
         for gpu in state.report.gpus
     ]
@@ -48,11 +49,11 @@ def hardware_page(hosts: Iterable[HostState], now: float, *, openmetrics: bool) 
     fresh = [each for each in gpus if each.fresh]
     for name, figures in groupby(GPU_FIGURES_BY_NAME, key=lambda figure: figure.name):
         lines += _figure_lines(name, list(figures), fresh, openmetrics=openmetrics)
-    lines += _family(
+    lines += family(
         "hw_gpu_fresh", "gauge", "", "1 when the figures are current.", openmetrics=openmetrics
     )
     lines += [f"hw_gpu_fresh{{{each.labels}}} {int(each.fresh)}" for each in gpus]
-    lines += _family(
+    lines += family(
         "hw_gpu_reading_age_seconds",
         "gauge",
         "seconds",
@@ -63,7 +64,7 @@ def hardware_page(hosts: Iterable[HostState], now: float, *, openmetrics: bool) 
         f"hw_gpu_reading_age_seconds{{{each.labels}}} {max(0.0, now - each.state.received_at):.3f}"
         for each in gpus
     ]
-    lines += _family(
+    lines += family(
         "hw_gpu_missing_readings",
         "gauge",
         "",
@@ -72,6 +73,7 @@ def hardware_page(hosts: Iterable[HostState], now: float, *, openmetrics: bool) 
     )
     lines += _missing_lines(fresh)
     lines += _info_lines(hosts_gpus=gpus, openmetrics=openmetrics)
+    lines += agent_lines(hosts, openmetrics=openmetrics)
     if openmetrics:
         lines.append("# EOF")
     return "\n".join(lines) + "\n"
@@ -81,30 +83,18 @@ def _figure_lines(
     name: str, figures: Sequence[ExportedFigure], gpus: Sequence[_Shown], *, openmetrics: bool
 ) -> Iterator[str]:
     first = figures[0]
-    family = name.replace(".", "_") + (f"_{first.unit.word}" if first.unit.word else "")
-    series = f"{family}_total" if first.kind is FigureKind.COUNTER else family
-    yield from _family(
-        family, first.kind.value, first.unit.word, first.help, openmetrics=openmetrics
-    )
+    base = name.replace(".", "_") + (f"_{first.unit.word}" if first.unit.word else "")
+    series = f"{base}_total" if first.kind is FigureKind.COUNTER else base
+    yield from family(base, first.kind.value, first.unit.word, first.help, openmetrics=openmetrics)
     for figure in figures:
         key = figure.attribute
-        more = f",{_text(((key[0].replace('.', '_'), key[1]),))}" if key else ""
+        more = f",{label_text(((key[0].replace('.', '_'), key[1]),))}" if key else ""
         value_of = figure.value
         for each in gpus:
             value = value_of(each.gpu)
             if value is not None:
                 # Counters and bytes are whole or exact in a float's 15 digits.
                 yield f"{series}{{{each.labels}{more}}} {value:.15g}"
-
-
-def _family(name: str, kind: str, unit: str, help_text: str, *, openmetrics: bool) -> list[str]:
-    if not openmetrics:
-        # The older format names a counter by its series.
-        series = f"{name}_total" if kind == "counter" else name
-        kind = "gauge" if kind == "info" else kind
-        return [f"# HELP {series} {help_text}", f"# TYPE {series} {kind}"]
-    unit_line = [f"# UNIT {name} {unit}"] if unit else []
-    return [f"# TYPE {name} {kind}", *unit_line, f"# HELP {name} {help_text}"]
 
 
 def _missing_lines(gpus: Sequence[_Shown]) -> Iterator[str]:
@@ -124,7 +114,7 @@ def _missing_lines(gpus: Sequence[_Shown]) -> Iterator[str]:
 
 def _info_lines(*, hosts_gpus: Sequence[_Shown], openmetrics: bool) -> Iterator[str]:
     name = "hw_gpu" if openmetrics else "hw_gpu_info"
-    yield from _family(
+    yield from family(
         name, "info", "", "What the GPU is and whom it serves.", openmetrics=openmetrics
     )
     for state, gpus in groupby(hosts_gpus, key=lambda each: each.state):
@@ -143,7 +133,7 @@ def _info_lines(*, hosts_gpus: Sequence[_Shown], openmetrics: bool) -> Iterator[
                 ("simulated", "true" if state.host.simulated else ""),
             )
             # An empty label is the same as none.
-            more = _text([(key, value) for key, value in told if value])
+            more = label_text([(key, value) for key, value in told if value])
             yield f'hw_gpu_info{{{each.labels},hw_type="gpu",{more}}} 1'
 
 
@@ -263,7 +253,7 @@ def dcgm_page(hosts: Iterable[HostState], last_xid: Callable[[str, str], int]) -
         _Shown(
             gpu,
             state,
-            _text(
+            label_text(
                 (
                     ("gpu", str(gpu.index)),
                     ("UUID", gpu.gpu_uuid),
@@ -300,12 +290,4 @@ def _xid_lines(gpus: Sequence[_Shown], last_xid: Callable[[str, str], int]) -> I
         if each.state.report.journal_id:
             code = last_xid(each.state.host.host_id, each.gpu.gpu_uuid)
             text = xid_facts(code).description if code else "No Error"
-            yield f'{name}{{{each.labels},err_code="{code}",err_msg="{_escaped(text)}"}} {code}'
-
-
-def _text(labels: _Labels) -> str:
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels)
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+            yield f'{name}{{{each.labels},err_code="{code}",err_msg="{escaped(text)}"}} {code}'

@@ -115,6 +115,7 @@ def host_view_message(state: HostState) -> fleet_pb2.HostView:
         freshness=fleet_pb2.Freshness.ValueType(state.freshness.value),
         sample_time=timestamp(state.report.sample_time),
         receive_time=timestamp(state.receive_time),
+        agent_cost=cost_message(state.cost) if state.cost is not None else None,
     )
 
 
