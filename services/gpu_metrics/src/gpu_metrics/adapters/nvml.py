@@ -212,7 +212,11 @@ class NvmlGpus:
         if not self._gpus:
             return
         soon = self._clock.monotonic() + _RECOVERY_SECONDS
-        if any(gpu.health is GpuHealth.LOST for gpu in self._gpus):
+        lost = any(gpu.health is GpuHealth.LOST for gpu in self._gpus)
+        if self._watcher is not None:
+            # A start of the library has to wait for it.
+            self._watcher.brief = lost
+        if lost:
             self._discover_at = min(self._discover_at, soon)
         if any(gpu.meter.detached for gpu in self._gpus) and not self._away:
             self._away = True
@@ -221,16 +225,7 @@ class NvmlGpus:
     async def _discover(self) -> None:
         now = self._clock.monotonic()
         self._discover_at = now + (_RECOVERY_SECONDS if self._away else self._discovery_seconds)
-        if self._watcher is None:
-            loop = asyncio.get_running_loop()
-
-            def hand_over(uuid: str, code: int) -> None:
-                try:
-                    loop.call_soon_threadsafe(self._note_xid, uuid, code)
-                except RuntimeError:
-                    log.info("xid_after_close", xid=code)
-
-            self._watcher = XidWatcher(hand_over)
+        watcher = self._watcher = self._watcher or self._new_watcher()
         known_uuids = {gpu.found.driver_index: gpu.found.uuid for gpu in self._gpus}
         # A GPU that was reset may need a new start of the library, which no reading may see.
         lost = [gpu.found for gpu in self._gpus if gpu.health is GpuHealth.LOST]
@@ -239,9 +234,14 @@ class NvmlGpus:
         attach_anew = self._away or (wanted and not self._start_wanted)
         if attach_anew and not self._away:
             self._probe.started(now)
-        lookup = self._worker.call(
-            lambda: self._driver.look_up(known_uuids, attach_anew=attach_anew)
-        )
+
+        def look_up() -> Discovery:
+            if attach_anew:
+                # Its events end with the library: as late as can be, so that few can be missed.
+                watcher.release()
+            return self._driver.look_up(known_uuids, attach_anew=attach_anew)
+
+        lookup = self._worker.call(look_up)
         if attach_anew:
             self._starting, self._started_at = True, now
         if attach_anew or not self._gpus:
@@ -253,6 +253,17 @@ class NvmlGpus:
         if not self._gpus:
             self._note_problem("TIMEOUT")
         lookup.add_done_callback(self._take_late)
+
+    def _new_watcher(self) -> XidWatcher:
+        loop = asyncio.get_running_loop()
+
+        def hand_over(uuid: str, code: int) -> None:
+            try:
+                loop.call_soon_threadsafe(self._note_xid, uuid, code)
+            except RuntimeError:
+                log.info("xid_after_close", xid=code)
+
+        return XidWatcher(hand_over)
 
     async def _drained(self) -> bool:
         """Take all samples that wait, as handles end; return whether no call is left under way."""
