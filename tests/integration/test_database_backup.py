@@ -334,7 +334,9 @@ def test_an_operator_backs_up_proves_lists_and_restores_from_the_command_line(
     assert "is kept in" in gamekeeper("restore", repository, "--embedded", embedded)
     with server:
         assert server.execute("SELECT count(*) FROM notes", database="game") == "1"
-    assert len(gamekeeper("backup", "list", repository).splitlines()) == 2
+    listed = gamekeeper("backup", "list", repository).splitlines()
+    assert len(listed) == 3
+    assert "30 days after the next base backup" in listed[2]
 
 
 @pytest.mark.parametrize(

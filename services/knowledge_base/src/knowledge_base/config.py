@@ -93,7 +93,8 @@ class DatabaseSettings:
         default=35,
         minimum=0,
         maximum=3650,
-        help="how long backups of the database are kept; told to whoever erases a world",
+        help="after how long no backup holds what was erased, told to whoever erases a world: "
+        "days kept + days between base backups + days between prunes (docs/backup.md)",
     )
     request_retention_hours: float = setting(
         "KNOWLEDGE_BASE_REQUEST_RETENTION_HOURS",

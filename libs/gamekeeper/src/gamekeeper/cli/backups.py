@@ -17,6 +17,7 @@ from rich.table import Table
 from gamekeeper.backup.errors import BackupError
 from gamekeeper.backup.repository import Repository
 from gamekeeper.backup.restoring import restore, restore_embedded
+from gamekeeper.backup.retention import erased_data
 from gamekeeper.backup.server import Programs, ServerAddress
 from gamekeeper.cli.failures import EXIT_FAILED, EXIT_USAGE
 from gamekeeper.cli.session import fail
@@ -26,6 +27,7 @@ __all__ = ["backup", "restore_command", "verify_command"]
 T = TypeVar("T")
 
 _URL_VARIABLE = "GAMEKEEPER_BACKUP_DATABASE_URL"
+_TOLD_VARIABLE = "KNOWLEDGE_BASE_BACKUP_RETENTION_DAYS"
 _MEBIBYTE = 1024 * 1024
 
 RepositoryArgument = Annotated[Path, typer.Argument(help="The directory with the backups.")]
@@ -46,6 +48,19 @@ EmbeddedOption = Annotated[
 ProgramsOption = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="PostgreSQL's programs; default: PATH, else the embedded."),
+]
+
+KeepDaysOption = Annotated[
+    int, typer.Option(min=1, help="Every moment of this many days stays restorable.")
+]
+ToldDaysOption = Annotated[
+    int,
+    typer.Option(
+        "--told-days",
+        min=0,
+        envvar=_TOLD_VARIABLE,
+        help="After how many days the knowledge base says that no backup holds an erased world.",
+    ),
 ]
 
 backup = typer.Typer(
@@ -120,8 +135,13 @@ def stream(
 
 
 @backup.command("list")
-def list_backups(repository: RepositoryArgument) -> None:
-    """Show the backups and since when every moment can be restored.
+def list_backups(
+    repository: RepositoryArgument,
+    *,
+    keep_days: KeepDaysOption = 30,
+    told_days: ToldDaysOption = 35,
+) -> None:
+    """Show the backups, since when every moment can be restored, and how long they hold the erased.
 
     Examples:
       gamekeeper backup list /backups/gamekeeper
@@ -142,24 +162,67 @@ def list_backups(repository: RepositoryArgument) -> None:
             str(each.major_version),
         )
     Console(highlight=False).print(table)
+    _tell_of_erased_data(opened, keep_days, told_days)
 
 
 @backup.command("prune")
 def prune(
     repository: RepositoryArgument,
     *,
-    keep_days: Annotated[
-        int, typer.Option(min=1, help="Every moment of this many days stays restorable.")
-    ] = 30,
+    keep_days: KeepDaysOption = 30,
+    told_days: ToldDaysOption = 35,
 ) -> None:
     """Remove what only serves older moments; what was erased from worlds ages out with it.
+
+    The base backup from which the oldest of these moments is restored stays, so what was erased
+    is gone a while after KEEP_DAYS: the time between two base backups, and until the next prune.
 
     Examples:
       gamekeeper backup prune /backups/gamekeeper --keep-days 30
     """
     with _explained():
-        gone = Repository.open(repository).prune(datetime.now(UTC) - timedelta(days=keep_days))
-    typer.echo("\n".join(gone) if gone else "nothing is older than that")
+        opened = Repository.open(repository)
+        gone = opened.prune(datetime.now(UTC) - timedelta(days=keep_days))
+        typer.echo("\n".join(gone) if gone else "nothing is older than that")
+        _tell_of_erased_data(opened, keep_days, told_days)
+
+
+def _tell_of_erased_data(repository: Repository, keep_days: int, told_days: int) -> None:
+    """Says until when backups hold what is erased now, and warns when that is later than told."""
+    erased = erased_data(
+        repository.backups(),
+        datetime.now(UTC),
+        keep=timedelta(days=keep_days),
+        told=timedelta(days=told_days),
+    )
+    if erased is None:
+        return
+    if erased.gone_time is not None and erased.between_backups is not None:
+        typer.echo(
+            f"what is erased now is in backups until a prune after {_minute(erased.gone_time)}: "
+            f"{keep_days} days after the next base backup "
+            f"(the longest wait for one was {_days(erased.between_backups)})"
+        )
+    else:
+        typer.echo(
+            "what is erased now is in backups until a prune "
+            f"{keep_days} days after the next base backup"
+        )
+    if erased.overdue:
+        typer.echo(
+            f"warning: a base backup was due by {_minute(erased.next_backup_by)}; what was erased "
+            f"since the newest is in backups longer than the {told_days} days told "
+            f"({_TOLD_VARIABLE}); take one now",
+            err=True,
+        )
+
+
+def _minute(moment: datetime) -> str:
+    return moment.isoformat(timespec="minutes")
+
+
+def _days(span: timedelta) -> str:
+    return f"{span / timedelta(days=1):.1f} days"
 
 
 def restore_command(
