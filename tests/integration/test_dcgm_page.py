@@ -53,7 +53,7 @@ async def events_of(source: DcgmPage, server: PageServer, *xids: int) -> list[in
     with suppress(TimeoutError):
         while True:
             async with asyncio.timeout(0):
-                event = await source.next_event()
+                (event,) = await source.next_events()
             assert event.kind is GpuEventKind.XID
             assert (event.gpu_uuid, bool(event.recommended_action)) == ("GPU-a", True)
             seen.append(event.xid)
@@ -78,7 +78,7 @@ async def test_a_value_that_was_told_before_a_restart_is_not_told_again() -> Non
         async with reading(server, journal=journal) as source:
             server.page = page(xid=31)
             await source.read_gpus()
-            await journal.append([await source.next_event()])
+            await journal.append(await source.next_events())
         async with reading(server, journal=journal) as source:
             assert await events_of(source, server, 31, 48) == [48]
 

@@ -182,21 +182,21 @@ async def test_a_spot_notice_is_an_event_once_and_marks_the_host() -> None:
     async with served(MetadataService()) as service, watching(service) as watched:
         service.pages["spot/instance-action"] = ACTION
         async with asyncio.timeout(30):
-            event = await watched.ec2.next_event()
+            (event,) = await watched.ec2.next_events()
         assert (event.kind, event.due_time) == (GpuEventKind.SPOT_INTERRUPTION, DUE)
         assert event.severity is Severity.CRITICAL
         assert (await watched.ec2.read_host()).interruption_time == DUE
         await watched.clock.rounds(3)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0):
-                await watched.ec2.next_event()
+                await watched.ec2.next_events()
 
 
 async def test_a_recommendation_is_an_event_and_is_withdrawn_when_the_cloud_does() -> None:
     async with served(MetadataService()) as service, watching(service) as watched:
         service.pages["events/recommendations/rebalance"] = RECOMMENDATION
         async with asyncio.timeout(30):
-            event = await watched.ec2.next_event()
+            (event,) = await watched.ec2.next_events()
         noticed = datetime(2026, 1, 1, 11, 55, tzinfo=UTC)
         assert (event.kind, event.time) == (GpuEventKind.REBALANCE_RECOMMENDATION, noticed)
         assert (await watched.ec2.read_host()).rebalance_time == noticed
@@ -210,12 +210,12 @@ async def test_an_agent_that_starts_again_does_not_tell_the_same_notice_again() 
     async with served(MetadataService()) as service:
         service.pages["spot/instance-action"] = ACTION
         async with watching(service, journal=journal) as watched, asyncio.timeout(30):
-            await journal.append([await watched.ec2.next_event()])
+            await journal.append(await watched.ec2.next_events())
         async with watching(service, journal=journal) as watched:
             await watched.clock.rounds(2)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0):
-                    await watched.ec2.next_event()
+                    await watched.ec2.next_events()
             assert (await watched.ec2.read_host()).interruption_time == DUE
 
 
@@ -236,7 +236,7 @@ async def test_a_notice_that_cannot_be_read_is_no_notice_and_hides_no_other(noti
         service.pages["spot/instance-action"] = notice
         service.pages["events/recommendations/rebalance"] = RECOMMENDATION
         async with watching(service) as watched, asyncio.timeout(30):
-            event = await watched.ec2.next_event()
+            (event,) = await watched.ec2.next_events()
             assert event.kind is GpuEventKind.REBALANCE_RECOMMENDATION
             assert (await watched.ec2.read_host()).interruption_time is None
 

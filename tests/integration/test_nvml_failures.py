@@ -3,9 +3,11 @@
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
 from fake_driver import FakeDriver, build
@@ -85,8 +87,14 @@ async def read_until(
     return readings
 
 
+_taken: WeakKeyDictionary[NvmlGpus, deque[ObservedEvent]] = WeakKeyDictionary()
+
+
 async def next_event(gpus: NvmlGpus) -> ObservedEvent:
-    return await asyncio.wait_for(gpus.next_event(), 30)
+    waiting = _taken.setdefault(gpus, deque())
+    if not waiting:
+        waiting.extend(await asyncio.wait_for(gpus.next_events(), 30))
+    return waiting.popleft()
 
 
 def answers(reading: GpuReading) -> bool:

@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 from fake_driver import FakeDriver, build
 
+from gpu_metrics.adapters.nvml import NvmlGpus
 from gpu_metrics.adapters.nvml_discovery import NvmlDriver
 from gpu_metrics.adapters.nvml_events import XidWatcher
 from gpu_metrics.adapters.nvml_library import NvmlLibrary
+from gpu_metrics.adapters.process_cost import CostMeter
+from gpu_metrics.journal import EventJournal
+from servicekit.testing import FakeClock
 
 WAIT_SECONDS = 30
 GPUS = "gpu 0 uuid GPU-0\ngpu 1 uuid GPU-1\n"
@@ -139,3 +143,21 @@ async def test_where_no_new_set_can_be_made_the_one_before_goes_on(
     driver.add(burst(1, 3))
     await asyncio.to_thread(watched.has, 3)
     assert watched.codes == [1, 2, 3]
+
+
+async def test_a_storm_waits_to_be_taken_at_once_and_what_does_not_fit_is_counted(
+    driver: FakeDriver,
+) -> None:
+    gpus = NvmlGpus(clock=FakeClock(), timeout_seconds=2.0, most_events=1000)
+    meter = CostMeter(drivers=[gpus], links=[], journal=EventJournal())
+    waits = driver.own_calls("nvmlEventSetWait_v2")
+    await gpus.read_gpus()
+    async with asyncio.timeout(WAIT_SECONDS):
+        while driver.own_calls("nvmlEventSetWait_v2") == waits:  # noqa: ASYNC110  # nothing to await
+            await asyncio.sleep(0.01)
+        driver.add(burst(1, 4000))
+        while meter().lost_events < 3000:  # noqa: ASYNC110  # nothing to await
+            await asyncio.sleep(0.01)
+    assert [event.xid for event in await gpus.next_events()] == list(range(3001, 4001))
+    assert meter().lost_events == 3000
+    gpus.close()

@@ -224,8 +224,11 @@ class ScriptedEvents:
     def see(self, kind: GpuEventKind) -> None:
         self.seen.put_nowait(ObservedEvent(kind=kind, time=NOON, gpu_uuid="G1"))
 
-    async def next_event(self) -> ObservedEvent:
-        return await self.seen.get()
+    async def next_events(self) -> Sequence[ObservedEvent]:
+        events = [await self.seen.get()]
+        while not self.seen.empty():
+            events.append(self.seen.get_nowait())
+        return events
 
 
 class MismatchedGpus(ScriptedEvents):

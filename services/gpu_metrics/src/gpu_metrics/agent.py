@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 # As many as the protocol takes.
 _MOST_GPUS = 64
+# Events of one append; the rest of a storm is in the journal.
+_MOST_LOGGED_AT_ONCE = 16
 # Agents of all hosts read, and so report, at the same moments of the wall clock, ten a second. A
 # collector that gets ten reports at a time is woken a tenth as often, which is most of what one
 # costs it; and of a thousand hosts, in step with nobody's second, no more than a hundred come at
@@ -178,19 +180,25 @@ class Agent:
         return -since if since < moment / 2 else moment - since
 
     async def _write_down(self, source: GpuEventSource) -> None:
-        """Take what a source sees; the next event is asked for once the one before is safe."""
+        """Take what a source sees; more is asked for once that is safe.
+
+        All that wait are one append: what came during one fsync shares the next, so that a storm
+        of events is written as fast as it comes.
+        """
         while True:
-            event = await source.next_event()
-            (written,) = await self._journal.append([event])
-            log.warning(
-                "gpu_event",
-                sequence=written.sequence,
-                kind=event.kind.name,
-                gpu_uuid=event.gpu_uuid,
-                xid=event.xid or None,
-                description=event.description,
-            )
-            if event.kind is GpuEventKind.DRIVER_MISMATCH:
+            written = await self._journal.append(await source.next_events())
+            for event in written[:_MOST_LOGGED_AT_ONCE]:
+                log.warning(
+                    "gpu_event",
+                    sequence=event.sequence,
+                    kind=event.kind.name,
+                    gpu_uuid=event.gpu_uuid,
+                    xid=event.xid or None,
+                    description=event.description,
+                )
+            if (more := len(written) - _MOST_LOGGED_AT_ONCE) > 0:
+                log.warning("gpu_events_more", count=more, last_sequence=written[-1].sequence)
+            if any(event.kind is GpuEventKind.DRIVER_MISMATCH for event in written):
                 self._mismatch_written.set()
 
     async def _end(self, stopping: asyncio.Event) -> None:

@@ -116,10 +116,10 @@ class DriverSource(Protocol):
 class GpuEventSource(Protocol):
     """Sees what happens to the GPUs."""
 
-    async def next_event(self) -> ObservedEvent:
-        """Wait for the next event, in the order they were seen; each is returned once.
+    async def next_events(self) -> Sequence[ObservedEvent]:
+        """Wait for events; return those that wait, in the order they were seen, each once.
 
-        At most 1,024 wait to be taken; the oldest are given up then, and that is logged.
+        A source may bound how many wait to be taken: what it gives up then is counted.
         """
         ...
 

@@ -40,9 +40,9 @@ class SimulatedHostIdentity:
             )
         self._interruption_time = time
 
-    async def next_event(self) -> ObservedEvent:
+    async def next_events(self) -> Sequence[ObservedEvent]:
         """Wait for the instance's notice."""
-        return await self._notices.get()
+        return (await self._notices.get(),)
 
     async def read_host(self) -> Host:
         """Return the machine as it is now."""

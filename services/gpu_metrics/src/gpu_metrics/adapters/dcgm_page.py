@@ -67,9 +67,9 @@ class DcgmPage:
         self._known = tuple(gpu.reading for gpu in gpus)
         return self._known
 
-    async def next_event(self) -> ObservedEvent:
+    async def next_events(self) -> Sequence[ObservedEvent]:
         """Wait for the next XID that the page shows."""
-        return await self._events.get()
+        return (await self._events.get(),)
 
     def _take_xid(self, gpu: DcgmGpu) -> None:
         uuid, xid = gpu.reading.gpu_uuid, gpu.last_xid

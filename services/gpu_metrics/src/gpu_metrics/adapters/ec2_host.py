@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -68,9 +69,9 @@ class Ec2Host:
         """Return the machine as far as it is known now."""
         return self._host
 
-    async def next_event(self) -> ObservedEvent:
+    async def next_events(self) -> Sequence[ObservedEvent]:
         """Wait for the cloud's next announcement."""
-        return await self._events.get()
+        return (await self._events.get(),)
 
     async def run(self) -> None:
         """Keep the host up to date until cancelled."""

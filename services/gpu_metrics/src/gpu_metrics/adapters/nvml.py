@@ -7,6 +7,7 @@ later one tells more or costs less, it is used if the driver has it.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -36,7 +37,7 @@ __all__ = ["NvmlGpus"]
 
 log = structlog.get_logger(__name__)
 
-_MOST_EVENTS = 1024
+_MOST_EVENTS = 16_384
 _RECOVERY_SECONDS = 5.0
 # A start of the library opens GPUs, which takes a driver that nothing keeps loaded seconds each.
 _LONGEST_START_SECONDS = 10.0
@@ -79,6 +80,7 @@ class NvmlGpus:
         hung_after_seconds: float = 0.9,
         ring_seconds: float = 1.0,
         slow_seconds: float = 10.0,
+        most_events: int = _MOST_EVENTS,
     ) -> None:
         self._clock = clock
         self._timeout_seconds = timeout_seconds
@@ -100,7 +102,10 @@ class NvmlGpus:
         self._started_at = clock.monotonic()
         self._away = False
         self._epochs = DriverEpochs()
-        self._events: asyncio.Queue[ObservedEvent] = asyncio.Queue(_MOST_EVENTS)
+        self._most_events = most_events
+        self._events: deque[ObservedEvent] = deque()
+        self._events_wait = asyncio.Event()
+        self._lost_events = 0
         self._mismatch = False
         self._driver_version = ""
         self._last_problem = ""
@@ -112,17 +117,26 @@ class NvmlGpus:
 
     @property
     def cost(self) -> DriverCost:
-        """Return the calls into the driver and the time spent there, since the start."""
+        """Return the calls into the driver, the time spent there and the events given up."""
         meters = [self._driver.meter, *(gpu.meter for gpu in self._gpus)]
         if self._watcher is not None:
             meters.append(self._watcher.meter)
         return DriverCost(
-            sum(meter.calls for meter in meters), sum(meter.seconds for meter in meters)
+            sum(meter.calls for meter in meters),
+            sum(meter.seconds for meter in meters),
+            self._lost_events,
         )
 
-    async def next_event(self) -> ObservedEvent:
-        """Wait for the next event of a GPU or the driver."""
-        return await self._events.get()
+    async def next_events(self) -> Sequence[ObservedEvent]:
+        """Wait for events of a GPU or the driver and return all that wait.
+
+        Beyond `most_events` that nobody took the oldest are given up, and counted in `cost`.
+        """
+        await self._events_wait.wait()
+        self._events_wait.clear()
+        events = tuple(self._events)
+        self._events.clear()
+        return events
 
     async def read_gpus(self) -> Sequence[GpuReading]:
         """Return all GPUs, each figure a value or the reason it is missing.
@@ -371,10 +385,19 @@ class NvmlGpus:
         )
 
     def _put(self, event: ObservedEvent) -> None:
-        if self._events.full():
-            given_up = self._events.get_nowait()
-            log.warning("gpu_event_given_up", kind=given_up.kind.name, xid=given_up.xid)
-        self._events.put_nowait(event)
+        self._events.append(event)
+        self._events_wait.set()
+        if len(self._events) > self._most_events:
+            given_up = self._events.popleft()
+            self._lost_events += 1
+            if self._lost_events.bit_count() == 1:
+                # In a storm, at powers of two alone.
+                log.warning(
+                    "gpu_events_given_up",
+                    kind=given_up.kind.name,
+                    xid=given_up.xid,
+                    lost_events=self._lost_events,
+                )
 
     def _now_milliseconds(self) -> int:
         return int(self._clock.now().timestamp() * 1000)

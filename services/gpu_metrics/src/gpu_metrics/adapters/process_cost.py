@@ -40,7 +40,7 @@ class CostMeter:
             cpu_seconds=usage.ru_utime + usage.ru_stime,
             resident_bytes=_resident_bytes(),
             replaced_reports=sum(link.replaced_reports for link in self._links),
-            lost_events=self._journal.lost_events,
+            lost_events=self._journal.lost_events + sum(cost.lost_events for cost in costs),
         )
 
 

@@ -151,9 +151,9 @@ class RecordedGpus:
         self._taken_until = self._read_until
         return tuple(series)
 
-    async def next_event(self) -> ObservedEvent:
+    async def next_events(self) -> Sequence[ObservedEvent]:
         """Wait for the next XID of the recording."""
-        return await self._events.get()
+        return (await self._events.get(),)
 
     def _put(self, gpu: int, code: int) -> None:
         facts = xid_facts(code)

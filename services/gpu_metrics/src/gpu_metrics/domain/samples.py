@@ -173,10 +173,14 @@ def sample_count(series: Sequence[SampleSeries]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DriverCost:
-    """What was asked of a GPU driver since the source was opened."""
+    """What was asked of a GPU driver since the source was opened.
+
+    `lost_events` were told by the driver and given up before they were written down.
+    """
 
     calls: int = 0
     seconds: float = 0.0
+    lost_events: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
