@@ -305,6 +305,38 @@ async def test_a_driver_that_was_loaded_anew_between_two_readings_starts_an_epoc
     assert (await next_event(gpus)).kind is GpuEventKind.XID
 
 
+async def test_a_driver_that_was_loaded_anew_is_one_event_and_no_figure_of_before_is_left(
+    gpus: NvmlGpus, driver: FakeDriver, clock: FakeClock
+) -> None:
+    driver.write(scenario() + "gpu 0 process 41 1000\n")
+    await gpus.read_gpus()
+    await clock.advance(1)
+    driver.write(scenario(energy="120", ecc_corrected="0"))
+    readings = [await gpus.read_gpus()]
+    # What is slow to read is not waited for.
+    assert (await gpus.read_processes()).processes == ()
+    for _ in range(14):
+        await clock.advance(1)
+        readings.append(await gpus.read_gpus())
+    assert {gpu.ecc_corrected_total for gpus_read in readings for gpu in gpus_read} == {0}
+    assert len({gpu.driver_epoch for gpus_read in readings for gpu in gpus_read}) == 1
+    assert [event.kind for event in await gpus.next_events()] == [GpuEventKind.DRIVER_RELOADED]
+
+
+async def test_a_driver_that_was_away_and_counts_from_zero_is_one_event(
+    gpus: NvmlGpus, driver: FakeDriver, clock: FakeClock
+) -> None:
+    await gpus.read_gpus()
+    driver.add("driver unloaded")
+    await gpus.read_gpus()
+    driver.write(scenario(energy="120", ecc_corrected="0"))
+    await clock.advance(6)
+    await read_until(gpus, lambda readings: all(map(answers, readings)))
+    await clock.advance(1)
+    await gpus.read_gpus()
+    assert [event.kind for event in await gpus.next_events()] == [GpuEventKind.DRIVER_RELOADED]
+
+
 async def test_while_the_driver_is_away_nothing_is_zero_and_its_return_starts_an_epoch(
     gpus: NvmlGpus, driver: FakeDriver, clock: FakeClock
 ) -> None:

@@ -14,12 +14,13 @@ from datetime import datetime
 import structlog
 
 from gpu_metrics.adapters.daemon_worker import DaemonWorker
-from gpu_metrics.adapters.nvml_discovery import Discovery, NvmlDriver, is_mismatch
+from gpu_metrics.adapters.nvml_discovery import Discovery, FoundGpu, NvmlDriver, is_mismatch
 from gpu_metrics.adapters.nvml_events import XidWatcher
 from gpu_metrics.adapters.nvml_gpu import NvmlGpu
 from gpu_metrics.adapters.nvml_library import NvmlFailed, reason_of
 from gpu_metrics.adapters.nvml_probe import LostGpuProbe
 from gpu_metrics.domain.driver_health import (
+    CounterWatch,
     DriverEpochs,
     GpuHealth,
     change_of_health,
@@ -327,17 +328,14 @@ class NvmlGpus:
         for found in discovery.gpus:
             gpu = by_uuid.pop(found.uuid, None)
             if gpu is None:
-                taken = {other.index for other in (*self._gpus, *gpus)}
-                index = found.driver_index
-                while index in taken:
-                    index += 1
-                gpu = NvmlGpu(index, found)
-                gpu.epoch = self._epochs.current
+                gpu = self._new_gpu(found, gpus)
                 gpu.attach(discovery.library, found)
             elif discovery.attached_anew or found.handle != gpu.found.handle:
                 gpu.attach(discovery.library, found, same_run=not was_away)
             gpu.meter.detached = False
-            gpu.epoch = fresh_epoch or gpu.epoch
+            if fresh_epoch:
+                # Counters that fall now are no further start.
+                gpu.epoch, gpu.counters = fresh_epoch, CounterWatch()
             gpus.append(gpu)
         for gpu in by_uuid.values():
             if gpu.found.uuid.startswith("unidentified-"):
@@ -353,6 +351,15 @@ class NvmlGpus:
         if self._watcher is not None and (handles != self._handles or discovery.attached_anew):
             self._watcher.watch(discovery.library, handles)
         self._handles = handles
+
+    def _new_gpu(self, found: FoundGpu, others: Sequence[NvmlGpu]) -> NvmlGpu:
+        taken = {other.index for other in (*self._gpus, *others)}
+        index = found.driver_index
+        while index in taken:
+            index += 1
+        gpu = NvmlGpu(index, found)
+        gpu.epoch = self._epochs.current
+        return gpu
 
     def _note_xid(self, uuid: str, code: int) -> None:
         facts = xid_facts(code)

@@ -15,6 +15,7 @@ from gpu_metrics.adapters.nvml_fields import FAST_FIELDS, SLOW_FIELDS, FieldBatc
 from gpu_metrics.adapters.nvml_library import CallMeter, NvmlLibrary, reason_of
 from gpu_metrics.adapters.nvml_processes import ProcessList
 from gpu_metrics.adapters.nvml_rings import SampleRing
+from gpu_metrics.domain.driver_health import CounterWatch
 from gpu_metrics.domain.readings import CountReading, MissingReason
 from gpu_metrics.domain.samples import FleetMetric
 
@@ -97,6 +98,7 @@ class _Kept:
     held: dict[str, int] = dataclasses.field(default_factory=dict)
     bytes: dict[str, tuple[int, float]] = dataclasses.field(default_factory=dict)
     slow: dict[str, CountReading] = dataclasses.field(default_factory=dict)
+    counters: CounterWatch = dataclasses.field(default_factory=CounterWatch)
     peak: CountReading = MissingReason.STALE
     # The highest sample that was taken outside a reading, for the next one.
     drained: int = -1
@@ -179,11 +181,12 @@ class NvmlDevice:
             if figure == "utilization_permille" and isinstance(highest, int):
                 self.kept.drained = max(self.kept.drained, highest)
 
-    def read(self, figures: dict[str, CountReading], *, rings: bool, slow: bool) -> None:
+    def read(self, figures: dict[str, CountReading], *, rings: bool, slow: bool) -> bool:
         """Read into `figures`, by the names of a `GpuReading`'s fields.
 
         `rings` takes the driver's samples as well, `slow` what costs the driver much. What is not
-        read now is given as it was read last.
+        read now is given as it was read last, but not beyond a new start of the driver: what is
+        slow is read then too. Returns whether it was.
         """
         meter = self._meter
         code = meter.run(self._read_utilization)
@@ -198,12 +201,11 @@ class NvmlDevice:
         # After a failure nothing is kept, so that what is shown next was read after it.
         slow = slow or not self.kept.slow
         batch = self._all_fields if slow else self._fast_fields
-        fields = batch.read(meter)
-        for figure in _FIELD_FIGURES:
-            value = fields[figure].value
-            if value is _UNSUPPORTED and figure in self._instead:
-                value = self._instead[figure].read(meter)
-            figures[figure] = value
+        fields = self._read_fields(batch, figures)
+        if self.kept.counters.restarted(figures) and not slow:
+            self.kept.slow.clear()
+            slow, batch = True, self._all_fields
+            fields = self._read_fields(batch, figures)
         if slow:
             self.kept.slow.update((figure, fields[figure].value) for figure in SLOW_FIELDS)
         figures["temperature_celsius"] = self._temperature.read(meter)
@@ -222,6 +224,18 @@ class NvmlDevice:
         figures["peak_utilization_permille"] = self.kept.peak
         if slow:
             self.processes.read(meter)
+        return slow
+
+    def _read_fields(
+        self, batch: FieldBatch, figures: dict[str, CountReading]
+    ) -> dict[str, FieldValue]:
+        fields = batch.read(self._meter)
+        for figure in _FIELD_FIGURES:
+            value = fields[figure].value
+            if value is _UNSUPPORTED and figure in self._instead:
+                value = self._instead[figure].read(self._meter)
+            figures[figure] = value
+        return fields
 
     def _put_memory(self, figures: dict[str, CountReading]) -> None:
         for call, memory in self._read_memory:

@@ -91,10 +91,10 @@ class NvmlGpu:
         self._began = now
 
         def read() -> None:
-            device.read(figures, rings=rings, slow=slow)
+            was_slow = device.read(figures, rings=rings, slow=slow)
             if rings:
                 self._rings_due = now + ring_seconds
-            if slow:
+            if was_slow:
                 self._slow_due = now + slow_seconds
                 self.slow_readings += 1
 
