@@ -42,7 +42,11 @@ def a_report(sequence: int, age_seconds: float = 0.0) -> HostReport:
         gpus=gpus,
         servers=(
             ModelServerReading(
-                server_id="gold-1", endpoint_url="http://h", tier=Tier.GOLD, gpu_uuids=("GPU-0",)
+                server_id="gold-1",
+                endpoint_url="http://h",
+                tier=Tier.GOLD,
+                model="studio/gold",
+                gpu_uuids=("GPU-0",),
             ),
         ),
         processes=ProcessReading(
@@ -90,6 +94,14 @@ async def test_the_fleet_is_shown_by_host_and_filtered(collector: CollectorForTe
     assert shown.count("53 %") == 2
     assert "GPUs: 0, hosts: 0" in (await run(collector, "--host", "i-2")).stdout
     assert "GPUs: 0, hosts: 0" in (await run(collector, "--tier", "bronze")).stdout
+    for option, there, absent in (
+        ("--server", "gold-1", "gold-2"),
+        ("--model", "studio/gold", "studio"),
+        ("--gpu", "GPU-1", "GPU"),
+    ):
+        assert "GPUs: 2, hosts: 1" in (await run(collector, option, there)).stdout
+        assert "GPUs: 0, hosts: 0" in (await run(collector, option, absent)).stdout
+    assert "hosts: 1" in (await run(collector, "--gpu", "GPU-9", "--gpu", "GPU-0")).stdout
 
 
 async def test_gpus_are_listed_with_the_servers_on_them(collector: CollectorForTest) -> None:
@@ -139,6 +151,7 @@ async def test_the_live_view_follows_and_says_each_step_as_json(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gamekeeper.cli"),
         *("--gpu-metrics", collector.address, "gpus", "--watch", "-o", "json"),
+        *("--model", "studio/gold"),
         stdout=asyncio.subprocess.PIPE,
         limit=2**20,
     )

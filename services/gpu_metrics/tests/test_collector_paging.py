@@ -1,6 +1,7 @@
 import pytest
 
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.domain.fleet_filter import EVERYTHING, FleetFilter
 from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.readings import Tier
 from gpu_metrics.pages import page_of_servers
@@ -68,12 +69,29 @@ def test_a_token_of_another_listing_is_refused() -> None:
 
 
 def test_a_resume_token_comes_back_as_it_was_given() -> None:
-    tiers = frozenset({Tier.SILVER, Tier.GOLD})
-    token = ResumeToken("run-1", 42, tiers)
-    assert ResumeToken.resume(token.encode(), epoch="run-1", tiers=tiers) == token
+    wanted = FleetFilter(tiers=frozenset({Tier.SILVER, Tier.GOLD}), models=frozenset({"a.b", "c"}))
+    token = ResumeToken("run-1", 42, wanted)
+    assert ResumeToken.resume(token.encode(), epoch="run-1", wanted=wanted) == token
 
 
 @pytest.mark.parametrize("text", ["run-2.42.0", "run-1.42.1", "run-1.x.0", "run-1.42", "1.2.3.4"])
 def test_a_resume_token_of_another_run_or_filter_is_refused(text: str) -> None:
     with pytest.raises(UnknownResumeToken):
-        ResumeToken.resume(text, epoch="run-1", tiers=frozenset())
+        ResumeToken.resume(text, epoch="run-1", wanted=EVERYTHING)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        FleetFilter(host_ids=frozenset({"b"})),
+        FleetFilter(server_ids=frozenset({"a"})),
+        FleetFilter(models=frozenset({"a"})),
+        FleetFilter(gpu_uuids=frozenset({"a"})),
+        FleetFilter(host_ids=frozenset({"a"}), tiers=frozenset({Tier.GOLD})),
+        EVERYTHING,
+    ],
+)
+def test_a_resume_token_is_of_one_filter_alone(other: FleetFilter) -> None:
+    token = ResumeToken("run-1", 42, FleetFilter(host_ids=frozenset({"a"})))
+    with pytest.raises(UnknownResumeToken):
+        ResumeToken.resume(token.encode(), epoch="run-1", wanted=other)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gpu_metrics.domain.fleet import FleetPolicy, FleetView
+from gpu_metrics.domain.fleet_filter import EVERYTHING, FleetFilter
 from gpu_metrics.domain.readings import Tier
 from gpu_metrics.feed import FleetFeed, FleetUpdate
 from servicekit.errors import ResumeTokenTooOld
@@ -12,7 +13,7 @@ from servicekit.testing import FakeClock
 
 from .builders import make_report, make_server
 
-ALL: frozenset[Tier] = frozenset()
+ALL = EVERYTHING
 
 
 def make_feed(clock: FakeClock, policy: FleetPolicy | None = None, epoch: str = "run") -> FleetFeed:
@@ -163,7 +164,7 @@ async def test_a_subscriber_that_does_not_read_costs_nothing_and_catches_up(
 
 async def test_a_subscriber_to_one_tier_hears_of_it_alone(clock: FakeClock) -> None:
     feed = make_feed(clock)
-    subscriber = Subscriber(feed.watch(frozenset({Tier.SILVER}), "", 0.5))
+    subscriber = Subscriber(feed.watch(FleetFilter(tiers=frozenset({Tier.SILVER})), "", 0.5))
     await clock.settle()
     feed.apply(make_report("i-1", 1, make_server("g", Tier.GOLD)))
     await clock.advance(1.0)

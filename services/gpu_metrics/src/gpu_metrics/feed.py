@@ -16,6 +16,7 @@ import structlog
 from gpu_metrics import metric_names
 from gpu_metrics.domain.aggregate import TierAggregate
 from gpu_metrics.domain.fleet import Acknowledgement, ApplyOutcome, FleetChanges, FleetView
+from gpu_metrics.domain.fleet_filter import EVERYTHING, FleetFilter
 from gpu_metrics.domain.history import History
 from gpu_metrics.domain.host_state import Freshness, HostState
 from gpu_metrics.domain.readings import HostReport, Tier
@@ -43,7 +44,7 @@ _HISTORY_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class FleetNow:
-    """The hosts of a tier filter and the tiers' aggregates at one moment."""
+    """The hosts of a filter and the aggregates of its tiers at one moment."""
 
     hosts: tuple[HostState, ...]
     aggregates: tuple[TierAggregate, ...]
@@ -187,17 +188,17 @@ class FleetFeed:
             self._wake_watchers()
         return now
 
-    def now(self, tiers: frozenset[Tier] = frozenset()) -> FleetNow:
-        """Return the fleet as it is; no tiers means all."""
-        hosts = self._view.hosts(self._advance(), tiers)
-        return FleetNow(hosts, self._current_aggregates(tiers), self._clock.now())
+    def now(self, wanted: FleetFilter = EVERYTHING) -> FleetNow:
+        """Return what is wanted of the fleet as it is."""
+        hosts = self._view.hosts(self._advance(), wanted)
+        return FleetNow(hosts, self._current_aggregates(wanted.tiers), self._clock.now())
 
     def hosts(self) -> tuple[HostState, ...]:
         """Return all hosts as they are, ordered by id."""
         return self._view.hosts(self._advance())
 
     async def watch(
-        self, tiers: frozenset[Tier], resume_token: str, minimum_interval_seconds: float
+        self, wanted: FleetFilter, resume_token: str, minimum_interval_seconds: float
     ) -> AsyncIterator[FleetUpdate]:
         """Yield a snapshot, then what changed, at most one update per interval, and heartbeats.
 
@@ -207,35 +208,35 @@ class FleetFeed:
         that hosts it should drop are no longer known.
         """
         if resume_token:
-            position = ResumeToken.resume(resume_token, epoch=self._epoch, tiers=tiers).revision
-            update = self._update_since(position, tiers)
+            position = ResumeToken.resume(resume_token, epoch=self._epoch, wanted=wanted).revision
+            update = self._update_since(position, wanted)
         else:
-            snapshot = self.now(tiers)
-            token = self._token(self._view.revision, tiers)
+            snapshot = self.now(wanted)
+            token = self._token(self._view.revision, wanted)
             update = FleetUpdate(token, snapshot.time, self._view.revision, snapshot=snapshot)
         while True:
             yield update
             await self._clock.sleep(minimum_interval_seconds)
-            await self._change_after(update.revision, tiers)
-            update = self._update_since(update.revision, tiers)
+            await self._change_after(update.revision, wanted)
+            update = self._update_since(update.revision, wanted)
 
-    def _update_since(self, revision: int, tiers: frozenset[Tier]) -> FleetUpdate:
-        changes = self._view.changes_since(revision, self._advance(), tiers)
-        token, time = self._token(changes.revision, tiers), self._clock.now()
+    def _update_since(self, revision: int, wanted: FleetFilter) -> FleetUpdate:
+        changes = self._view.changes_since(revision, self._advance(), wanted)
+        token, time = self._token(changes.revision, wanted), self._clock.now()
         if changes.empty:
             return FleetUpdate(token, time, changes.revision)
-        aggregates = self._current_aggregates(tiers)
+        aggregates = self._current_aggregates(wanted.tiers)
         return FleetUpdate(token, time, changes.revision, changes=changes, aggregates=aggregates)
 
-    def _token(self, revision: int, tiers: frozenset[Tier]) -> str:
-        return ResumeToken(self._epoch, revision, tiers).encode()
+    def _token(self, revision: int, wanted: FleetFilter) -> str:
+        return ResumeToken(self._epoch, revision, wanted).encode()
 
-    async def _change_after(self, revision: int, tiers: frozenset[Tier]) -> None:
-        """Return once something of these tiers changed, or when a heartbeat is due."""
+    async def _change_after(self, revision: int, wanted: FleetFilter) -> None:
+        """Return once something of what is wanted changed, or when a heartbeat is due."""
         heartbeat = asyncio.ensure_future(self._clock.sleep(self._heartbeat_seconds))
         try:
             while not heartbeat.done():
-                if not self._view.changes_since(revision, self._advance(), tiers).empty:
+                if not self._view.changes_since(revision, self._advance(), wanted).empty:
                     return
                 changed = asyncio.ensure_future(self._next_change().wait())
                 try:

@@ -1,16 +1,17 @@
-"""Where a subscription resumes: a run of the collector, a revision of its view, a tier filter."""
+"""Where a subscription resumes: a run of the collector, a revision of its view, a filter."""
 
-from collections.abc import Iterable
+import hashlib
+import json
 from dataclasses import dataclass
 
-from gpu_metrics.domain.readings import Tier
+from gpu_metrics.domain.fleet_filter import FleetFilter
 from servicekit.errors import ResumeTokenTooOld
 
 __all__ = ["ResumeToken", "UnknownResumeToken"]
 
 
 class UnknownResumeToken(ResumeTokenTooOld):
-    """The token was given out by another run of the collector, or for another tier filter."""
+    """The token was given out by another run of the collector, or for another filter."""
 
     reason = "RESUME_TOKEN_UNKNOWN"
 
@@ -21,14 +22,14 @@ class ResumeToken:
 
     epoch: str
     revision: int
-    tiers: frozenset[Tier]
+    wanted: FleetFilter
 
     def encode(self) -> str:
         """Return the token as text."""
-        return f"{self.epoch}.{self.revision}.{_filter_text(self.tiers)}"
+        return f"{self.epoch}.{self.revision}.{_filter_text(self.wanted)}"
 
     @classmethod
-    def resume(cls, text: str, *, epoch: str, tiers: frozenset[Tier]) -> "ResumeToken":
+    def resume(cls, text: str, *, epoch: str, wanted: FleetFilter) -> "ResumeToken":
         """Return the token a client handed back.
 
         Raises `UnknownResumeToken` when it is not of this epoch and filter: the reader's state
@@ -41,12 +42,17 @@ class ResumeToken:
             raise UnknownResumeToken(
                 "the resume token is of another run of the collector; watch again without it"
             )
-        if parts[2] != _filter_text(tiers):
+        if parts[2] != _filter_text(wanted):
             raise UnknownResumeToken(
-                "the resume token is of a subscription to other tiers; watch again without it"
+                "the resume token is of a subscription with another filter; watch again without it"
             )
-        return cls(epoch, int(parts[1]), tiers)
+        return cls(epoch, int(parts[1]), wanted)
 
 
-def _filter_text(tiers: Iterable[Tier]) -> str:
-    return "".join(str(tier.value) for tier in sorted(tiers, key=lambda tier: tier.value)) or "0"
+def _filter_text(wanted: FleetFilter) -> str:
+    """Return the tiers as digits, and a digest of whatever else is named."""
+    tiers = "".join(map(str, sorted(tier.value for tier in wanted.tiers))) or "0"
+    if wanted.by_tier_alone:
+        return tiers
+    # Whoever finds another filter of the same digest fools nobody but themselves.
+    return f"{tiers}-{hashlib.sha256(json.dumps(wanted.names()).encode()).hexdigest()[:16]}"

@@ -57,6 +57,18 @@ def show_fleet(
     *,
     tier: TierOption = None,
     host: HostOption = "",
+    server: Annotated[
+        list[str] | None,
+        typer.Option("--server", metavar="ID", help="Only hosts of this server; may be repeated."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="Only hosts that serve it; may be repeated."),
+    ] = None,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option("--gpu", metavar="UUID", help="Only the host of this GPU; may be repeated."),
+    ] = None,
     sort: Annotated[
         FleetSort, typer.Option(help="Hosts by id, or the highest figure first.")
     ] = FleetSort.HOST,
@@ -74,15 +86,20 @@ def show_fleet(
 
       gamekeeper gpus --watch --sort utilization
 
+      gamekeeper gpus --model studio/gold-3b
+
       gamekeeper gpus -o json | jq '.fleet.hosts[].host.hostId'
     """
     if context.invoked_subcommand is not None:
         return
     session = Session.of(context, output, grpcurl, timeout)
     tiers = [tier_number(tier)] if tier else []
+    wanted = gpu_metrics_pb2.FleetFilter(
+        server_ids=server or [], models=model or [], gpu_uuids=gpu or []
+    )
     fleet = ShownFleet(host, sort)
     if watch:
-        _watch(session, fleet, gpu_metrics_pb2.WatchFleetRequest(tiers=tiers))
+        _watch(session, fleet, gpu_metrics_pb2.WatchFleetRequest(tiers=tiers, filter=wanted))
         return
 
     def render(answer: gpu_metrics_pb2.GetFleetResponse) -> None:
@@ -90,7 +107,8 @@ def show_fleet(
         console = session.console
         console.print(fleet.render(answer.snapshot_time, console))
 
-    session.show("gpu_metrics", "GetFleet", gpu_metrics_pb2.GetFleetRequest(tiers=tiers), render)
+    request = gpu_metrics_pb2.GetFleetRequest(tiers=tiers, filter=wanted)
+    session.show("gpu_metrics", "GetFleet", request, render)
 
 
 def _watch(session: Session, fleet: ShownFleet, request: gpu_metrics_pb2.WatchFleetRequest) -> None:
@@ -105,12 +123,15 @@ def _watch(session: Session, fleet: ShownFleet, request: gpu_metrics_pb2.WatchFl
         )
         return
     # So that an address that is wrong is said, rather than tried for ever.
-    session.call("gpu_metrics", "GetFleet", gpu_metrics_pb2.GetFleetRequest(tiers=request.tiers))
+    asked = gpu_metrics_pb2.GetFleetRequest(tiers=request.tiers, filter=request.filter)
+    session.call("gpu_metrics", "GetFleet", asked)
     screen = _LiveFleet(session, fleet)
 
     def calls(stub: Any) -> AsyncIterable[gpu_metrics_pb2.WatchFleetResponse]:
         def open_stream(token: str) -> AsyncIterable[gpu_metrics_pb2.WatchFleetResponse]:
-            follow = gpu_metrics_pb2.WatchFleetRequest(tiers=request.tiers, resume_token=token)
+            follow = gpu_metrics_pb2.WatchFleetRequest(
+                tiers=request.tiers, filter=request.filter, resume_token=token
+            )
             answers: AsyncIterable[gpu_metrics_pb2.WatchFleetResponse] = stub.WatchFleet(follow)
             return answers
 

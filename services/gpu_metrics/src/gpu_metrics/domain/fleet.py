@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from gpu_metrics.domain.aggregate import TierAggregate, TierMember, aggregate_tier, attribute_loads
+from gpu_metrics.domain.fleet_filter import EVERYTHING, FleetFilter
 from gpu_metrics.domain.host_energy import HostEnergy
 from gpu_metrics.domain.host_ingest import (
     AcceptedReport,
@@ -26,7 +27,7 @@ from gpu_metrics.domain.host_ingest import (
 )
 from gpu_metrics.domain.host_latency import HostLatency
 from gpu_metrics.domain.host_state import Freshness, HostState
-from gpu_metrics.domain.readings import HostReport, Tier
+from gpu_metrics.domain.readings import HostReport, ModelServerReading, Tier, gpu_uuids
 from gpu_metrics.domain.removals import Removal, RemovalLog
 from gpu_metrics.domain.samples import sample_count
 from servicekit.errors import ResourceExhausted, ResumeTokenTooOld
@@ -130,6 +131,19 @@ class _Entry:
     energy: HostEnergy
     ingest: HostIngest
     superseded: deque[str]
+    shape: "_Shape | None" = None
+
+
+_Shape = tuple[tuple[str, ...], tuple[tuple[str, str, Tier], ...]]
+"""UUIDs of the GPUs; id, model and tier of the servers."""
+
+
+def _shape(report: HostReport) -> _Shape:
+    return gpu_uuids(report.gpus), tuple(map(_server_shape, report.servers))
+
+
+def _server_shape(server: ModelServerReading) -> tuple[str, str, Tier]:
+    return server.server_id, server.model, server.tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +299,9 @@ class FleetView:
             self._tiers_seen |= serving
             tiers = tiers if tiers >= serving else tiers | serving
         self._revision += 1
+        shape, shape_before = _shape(report), entry.shape
+        entry.shape = shape
+        changed = shape_before is not None and shape != shape_before
         entry.state = HostState(
             report=report,
             receive_time=receive_time,
@@ -292,6 +309,7 @@ class FleetView:
             freshness=Freshness.FRESH,
             revision=self._revision,
             tiers_ever=tiers,
+            shape_revision=self._revision if changed else before.shape_revision,
             clock_skew_seconds=entry.ingest.clock_skew_seconds,
             clock_sets=entry.ingest.clock_sets,
             processes=report.processes or before.processes,
@@ -351,25 +369,25 @@ class FleetView:
         # A host that joins or comes back later is stale no earlier than the last of these.
         return min([*deadlines, now + min(stale_after, expire_after)])
 
-    def hosts(self, now: float, tiers: frozenset[Tier] = frozenset()) -> tuple[HostState, ...]:
-        """Return all hosts that have not expired, ordered by id; no tiers means all."""
+    def hosts(self, now: float, wanted: FleetFilter = EVERYTHING) -> tuple[HostState, ...]:
+        """Return the wanted hosts that have not expired, ordered by id."""
         self.advance(now)
         states = (entry.state for entry in self._hosts.values())
         return tuple(
             sorted(
-                (state for state in states if state.matches(tiers)),
+                (state for state in states if wanted.matches(state)),
                 key=lambda state: state.host.host_id,
             )
         )
 
     def changes_since(
-        self, revision: int, now: float, tiers: frozenset[Tier] = frozenset()
+        self, revision: int, now: float, wanted: FleetFilter = EVERYTHING
     ) -> FleetChanges:
-        """Return what a reader at `revision` with this tier filter has to change.
+        """Return what a reader at `revision` with this filter has to change.
 
-        A host that no longer serves any of the tiers counts as removed. Removed ids may include
-        hosts the reader never had. Raises `RevisionTooOld` when the revision is older than the
-        removals that are remembered, or was never given out.
+        A host that is no longer wanted, by what is on it, counts as removed. Removed ids may
+        include hosts the reader never had. Raises `RevisionTooOld` when the revision is older than
+        the removals that are remembered, or was never given out.
         """
         self.advance(now)
         if revision > self._revision or not self._removals.covers(revision):
@@ -382,24 +400,28 @@ class FleetView:
                 break
             later.append(entry.state)
         changed = sorted(
-            (state for state in later if state.matches(tiers)),
+            (state for state in later if wanted.matches(state)),
             key=lambda state: state.host.host_id,
         )
         removed = {
             state.host.host_id
             for state in later
-            if not state.matches(tiers) and state.matched_before(tiers)
+            # One that was wanted and is not has changed its shape since.
+            if state.shape_revision > revision
+            and wanted.may_have_matched(state.host.host_id, state.tiers_ever)
+            and not wanted.matches(state)
         }
         removed.update(
             removal.host_id
             for removal in self._removals.after(revision)
-            if removal.concerns(tiers) and not self._shown(removal.host_id, tiers)
+            if wanted.may_have_matched(removal.host_id, removal.tiers_ever)
+            and not self._shown(removal.host_id, wanted)
         )
         return FleetChanges(self._revision, tuple(changed), tuple(sorted(removed)))
 
-    def _shown(self, host_id: str, tiers: frozenset[Tier]) -> bool:
+    def _shown(self, host_id: str, wanted: FleetFilter) -> bool:
         entry = self._hosts.get(host_id)
-        return entry is not None and entry.state.matches(tiers)
+        return entry is not None and wanted.matches(entry.state)
 
     def aggregates(
         self,

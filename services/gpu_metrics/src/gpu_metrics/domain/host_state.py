@@ -21,6 +21,7 @@ class Freshness(Enum):
 class HostState(NamedTuple):
     """One host as last reported; `revision` is the last change, its freshness included.
 
+    `shape_revision` is the last change of which GPUs and servers it has, 0 if there was none.
     `clock_skew_seconds` is by how much the host's clock is ahead of the collector's, `clock_sets`
     how often the agent's run saw it set. Processes and cost are those of the last report that had
     them.
@@ -32,6 +33,7 @@ class HostState(NamedTuple):
     freshness: Freshness
     revision: int
     tiers_ever: frozenset[Tier]
+    shape_revision: int = 0
     clock_skew_seconds: float = 0.0
     clock_sets: int = 0
     processes: ProcessReading | None = None
@@ -47,11 +49,3 @@ class HostState(NamedTuple):
     def tiers(self) -> frozenset[Tier]:
         """Return the tiers that the host serves now."""
         return frozenset(server.tier for server in self.report.servers)
-
-    def matches(self, tiers: frozenset[Tier]) -> bool:
-        """Return whether the host belongs into a view of these tiers; no tiers means all."""
-        return not tiers or not tiers.isdisjoint(self.tiers)
-
-    def matched_before(self, tiers: frozenset[Tier]) -> bool:
-        """Return whether the host ever belonged into a view of these tiers."""
-        return not tiers or not tiers.isdisjoint(self.tiers_ever)

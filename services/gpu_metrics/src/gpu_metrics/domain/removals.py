@@ -17,10 +17,6 @@ class Removal:
     host_id: str
     tiers_ever: frozenset[Tier]
 
-    def concerns(self, tiers: frozenset[Tier]) -> bool:
-        """Return whether a reader of these tiers may have had the host; no tiers means all."""
-        return not tiers or not tiers.isdisjoint(self.tiers_ever)
-
 
 class RemovalLog:
     """The last `maximum` removals, oldest first; remembers up to where it is complete."""

@@ -71,7 +71,7 @@ class FleetMethods(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
         self, request: gpu_metrics_pb2.GetFleetRequest, context: Any
     ) -> gpu_metrics_pb2.GetFleetResponse:
         """Return the fleet once."""
-        fleet = self._feed.now(wire.tiers_from_message(request.tiers))
+        fleet = self._feed.now(wire.filter_from_message(request))
         response = gpu_metrics_pb2.GetFleetResponse(
             fleet=self._snapshot(fleet.hosts, fleet.aggregates),
             snapshot_time=wire.timestamp(fleet.time),
@@ -98,8 +98,8 @@ class FleetMethods(gpu_metrics_pb2_grpc.GpuMetricsServiceServicer):
         interval = _DEFAULT_INTERVAL_SECONDS
         if request.HasField("minimum_interval"):
             interval = request.minimum_interval.ToTimedelta().total_seconds()
-        tiers = wire.tiers_from_message(request.tiers)
-        async for update in self._feed.watch(tiers, request.resume_token, interval):
+        wanted = wire.filter_from_message(request)
+        async for update in self._feed.watch(wanted, request.resume_token, interval):
             yield self._response(update)
 
     async def ListServers(  # noqa: N802  # the method's name in the protocol

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from gaming.common.v1 import tier_pb2
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2
 from gpu_metrics.domain.aggregate import TierAggregate
+from gpu_metrics.domain.fleet_filter import FleetFilter
 from gpu_metrics.domain.host_state import HostState
 from gpu_metrics.domain.readings import GpuReading, HostReport, Tier
 from gpu_metrics.wire.events import event_from_message, event_message
@@ -33,6 +34,7 @@ from gpu_metrics.wire.samples import (
 
 __all__ = [
     "aggregate_message",
+    "filter_from_message",
     "gpu_message",
     "gpu_messages",
     "host_message",
@@ -41,14 +43,21 @@ __all__ = [
     "report_from_message",
     "report_message",
     "server_message",
-    "tiers_from_message",
     "timestamp",
 ]
 
 
-def tiers_from_message(tiers: Iterable[tier_pb2.Tier.ValueType]) -> frozenset[Tier]:
-    """Return a tier filter; unset entries are ignored, and no entries mean all tiers."""
-    return frozenset(Tier(tier) for tier in tiers if tier)
+def filter_from_message(
+    message: gpu_metrics_pb2.GetFleetRequest | gpu_metrics_pb2.WatchFleetRequest,
+) -> FleetFilter:
+    """Return which hosts a request wants; unset tiers are ignored."""
+    return FleetFilter(
+        tiers=frozenset(Tier(tier) for tier in message.tiers if tier),
+        host_ids=frozenset(message.filter.host_ids),
+        server_ids=frozenset(message.filter.server_ids),
+        models=frozenset(message.filter.models),
+        gpu_uuids=frozenset(message.filter.gpu_uuids),
+    )
 
 
 def report_from_message(message: gpu_metrics_pb2.StreamReportsRequest) -> HostReport:
