@@ -129,6 +129,18 @@ async def test_a_process_is_traced_to_its_task_by_the_hosts_ecs_agent(tmp_path: 
     )
 
 
+async def test_processes_are_as_old_as_the_drivers_list_of_them(tmp_path: Path) -> None:
+    in_container(tmp_path, 4711)
+    reading = await FixedProcesses(4711).read_processes()
+    async with page_server(json.dumps(TASKS)) as agent, asking(agent) as ecs:
+        clock = FakeClock()
+        source = AttributedProcesses(
+            FixedProcesses(), proc=ProcTree(tmp_path), ecs=ecs, clock=clock, gpu_uuids=lambda: GPUS
+        )
+        assert (await source.attribute(reading)).read_time == reading.read_time != clock.now()
+        source.close()
+
+
 async def test_a_container_that_ecs_does_not_list_is_traced_to_its_task_by_its_path(
     tmp_path: Path,
 ) -> None:

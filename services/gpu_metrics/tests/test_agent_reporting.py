@@ -7,7 +7,7 @@ import pytest
 
 from gpu_metrics.agent import Agent
 from gpu_metrics.domain.gpu_events import GpuEventKind, ObservedEvent
-from gpu_metrics.domain.processes import ProcessReading
+from gpu_metrics.domain.processes import GpuProcess, ProcessReading
 from gpu_metrics.domain.readings import (
     GpuReading,
     Host,
@@ -344,7 +344,10 @@ async def test_processes_are_reported_once_each_time_they_were_read(clock: FakeC
         processes=processes,
     )
     first, second = await agent.read(), await agent.read()
-    processes.reading = ProcessReading(read_time=NOON.replace(hour=13))
+    # The same list of the driver's, of which more was found out.
+    processes.reading = ProcessReading(
+        read_time=NOON, processes=(GpuProcess(process_id=1, gpu_uuid="G1"),)
+    )
     third = await agent.read()
     assert (first.processes is not None, second.processes) == (True, None)
     assert third.processes == processes.reading

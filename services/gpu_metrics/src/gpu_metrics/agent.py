@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
 
 import structlog
 
@@ -87,7 +86,7 @@ class Agent:
         self._moment_seconds = min(_SHARED_MOMENT_SECONDS, interval_seconds / _MOMENTS_OF_INTERVAL)
         self._start_delay_seconds = start_delay_seconds
         self._leave_timeout_seconds = leave_timeout_seconds
-        self._processes_read_at: datetime | None = None
+        self._reported_processes: ProcessReading | None = None
         self._mismatched = asyncio.Event()
         self._mismatch_written = asyncio.Event()
 
@@ -151,13 +150,14 @@ class Agent:
             return ()
 
     async def _read_processes(self) -> ProcessReading | None:
-        """Return the processes where they were read since they were last reported."""
+        """Return the processes where there is another reading than the one last reported."""
         if self._processes is None:
             return None
         reading = await self._processes.read_processes()
-        if reading is None or reading.read_time == self._processes_read_at:
+        # Of one list of the driver's more may be found out later, so its time does not tell.
+        if reading is None or reading is self._reported_processes:
             return None
-        self._processes_read_at = reading.read_time
+        self._reported_processes = reading
         return reading
 
     async def _sample_for_ever(self) -> None:

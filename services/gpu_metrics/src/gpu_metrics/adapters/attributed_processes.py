@@ -84,7 +84,10 @@ class AttributedProcesses:
                 await self._clock.sleep(_FIRST_WAIT_SECONDS)
 
     async def attribute(self, reading: ProcessReading) -> ProcessReading:
-        """Return the reading with what could be found out about its processes."""
+        """Return the reading with what could be found out about its processes.
+
+        Its time stays that at which the driver listed them.
+        """
         processes = reading.processes[:_MOST_PROCESSES]
         servers = {server.port: server for server in self._servers()}
         found = await self._look(
@@ -100,7 +103,6 @@ class AttributedProcesses:
         uuids = self._gpu_uuids()
         return replace(
             reading,
-            read_time=self._clock.now(),
             processes=tuple(
                 self._attributed(process, found.get(process.process_id), servers, uuids)
                 for process in processes

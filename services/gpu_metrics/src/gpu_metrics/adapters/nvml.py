@@ -94,7 +94,6 @@ class NvmlGpus:
         self._watcher: XidWatcher | None = None
         self._gpus: tuple[NvmlGpu, ...] = ()
         self._handles: dict[int, str] = {}
-        self._processes_known: tuple[tuple[int, bool], ...] = ()
         self._processes_time = clock.now()
         self._discover_at = clock.monotonic()
         self._probe = LostGpuProbe(pause_seconds=discovery_seconds)
@@ -160,15 +159,16 @@ class NvmlGpus:
             gpu.finish(now, hung_after_seconds=self._hung_after_seconds)
             self._judge(gpu)
         self._judge_driver()
-        known = tuple((gpu.slow_readings, gpu.health is GpuHealth.ANSWERING) for gpu in self._gpus)
-        if known != self._processes_known:
-            self._processes_known = known
-            self._processes_time = self._clock.now()
         return [gpu.as_reading() for gpu in self._gpus]
 
     def _begin(self, now: float) -> "list[asyncio.Future[None] | None]":
         return [
-            gpu.begin(now, ring_seconds=self._ring_seconds, slow_seconds=self._slow_seconds)
+            gpu.begin(
+                now,
+                time=self._clock.now(),
+                ring_seconds=self._ring_seconds,
+                slow_seconds=self._slow_seconds,
+            )
             for gpu in self._gpus
         ]
 
@@ -188,8 +188,9 @@ class NvmlGpus:
     async def read_processes(self) -> ProcessReading:
         """Return who uses the GPUs, as the driver said within the last `slow_seconds`.
 
-        The time of the reading is that at which the driver was last asked.
+        The time of the reading is that of the oldest list in it, and never goes back.
         """
+        times: list[datetime] = []
         processes: list[GpuProcess] = []
         missing: list[tuple[str, int]] = []
         for gpu in self._gpus:
@@ -200,10 +201,12 @@ class NvmlGpus:
             if isinstance(found, MissingReason):
                 missing.append((gpu.found.uuid, found.value))
                 continue
+            times.append(gpu.listed_time)
             processes.extend(
                 GpuProcess(process_id=process, gpu_uuid=gpu.found.uuid, memory_used_bytes=memory)
                 for process, memory in found
             )
+        self._processes_time = max(self._processes_time, min(times, default=self._processes_time))
         return ProcessReading(
             read_time=self._processes_time, processes=tuple(processes), missing=tuple(missing)
         )

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from gpu_metrics.adapters.daemon_worker import DaemonWorker
@@ -31,7 +31,8 @@ class NvmlGpu:
         self.health = GpuHealth.ANSWERING
         self.counters = CounterWatch()
         self.epoch = 0
-        self.slow_readings = 0
+        # When the driver last listed the processes.
+        self.listed_time = datetime.fromtimestamp(0, UTC)
         self.last_figures: Mapping[str, CountReading] = {}
         self._worker = DaemonWorker(f"nvml-gpu-{index}")
         # Kept when the handle is given up: its samples are still to be taken.
@@ -77,7 +78,7 @@ class NvmlGpu:
         return self._worker.call(self._device.drain)
 
     def begin(
-        self, now: float, *, ring_seconds: float, slow_seconds: float
+        self, now: float, *, time: datetime, ring_seconds: float, slow_seconds: float
     ) -> "asyncio.Future[None] | None":
         """Start a reading unless the one before still hangs or there is no handle."""
         device = self._device if self._attached else None
@@ -96,7 +97,7 @@ class NvmlGpu:
                 self._rings_due = now + ring_seconds
             if was_slow:
                 self._slow_due = now + slow_seconds
-                self.slow_readings += 1
+                self.listed_time = time
 
         return self._worker.call(read)
 
