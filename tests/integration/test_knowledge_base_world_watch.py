@@ -18,6 +18,7 @@ from gaming.knowledge_base.v1 import (
 from knowledge_base.testing import RunningKnowledgeBase, failure_of, serve_knowledge_base
 
 TIMEOUT_SECONDS = 30
+CANARY = "canaryquillon"
 EVENT = world_changes_pb2.WORLD_CHANGE_KIND_EVENT
 Watch = AsyncIterator[world_changes_pb2.WatchWorldResponse]
 
@@ -134,6 +135,30 @@ async def test_a_watch_resumes_after_any_of_its_messages_at_any_replica(
     for token, missed in [(start, ids), (seen[0][0], ids[1:]), (seen[1][0], ids[2:])]:
         resumed = await changes(watch(replica, world_id, token), len(missed))
         assert [change.subject_id for _, change in resumed] == missed
+
+
+async def test_a_watcher_hears_nothing_of_another_world(
+    running: RunningKnowledgeBase, replica: RunningKnowledgeBase
+) -> None:
+    own, other = await make_world(running, "own"), await make_world(running, "other")
+    watchers = [watch(running, own), watch(replica, own)]
+    begun = [await anext(steps) for steps in watchers]
+    # Somebody watches the other one too, so that its changes are told at all.
+    other_steps = watch(running, other)
+    await anext(other_steps)
+    foreign = await record(running, other, CANARY, CANARY)
+    await put_concept(running, other, CANARY)
+    foreign += [change.subject_id for _, change in await changes(other_steps, 3)]
+    last = await record(running, own, "one")
+    for steps, first in zip(watchers, begun, strict=True):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            heard = [first, await anext(steps)]
+            while not heard[-1].HasField("change"):
+                heard.append(await anext(steps))
+        assert [(heard[-1].change.number, heard[-1].change.subject_id)] == [(1, last[0])]
+        for each in heard:
+            assert CANARY not in str(each)
+            assert not [subject_id for subject_id in foreign if subject_id in str(each)]
 
 
 @pytest.mark.endurance

@@ -108,7 +108,8 @@ class HashEmbedder:
 class HashReranker:
     """A `Reranker` for tests: the share of a query's words that a passage has.
 
-    No setting selects it. `prepared` lists the passages it was asked for.
+    No setting selects it. `prepared` lists the passages it was asked for; `asked` the queries that
+    it has not been told to forget, as the local model's reranker remembers some.
     """
 
     name = "hash-for-tests"
@@ -116,6 +117,7 @@ class HashReranker:
 
     def __init__(self) -> None:
         self.prepared: list[str] = []
+        self.asked: list[str] = []
 
     async def prepare(self, texts: Sequence[str]) -> PreparedPassages:
         """Keeps the first four bytes of a digest of each word."""
@@ -124,6 +126,7 @@ class HashReranker:
 
     async def score(self, query: str, passages: Sequence[bytes]) -> list[float]:
         """Returns the share of the query's words that each passage has."""
+        self.asked.append(query)
         asked = _digests(query)
         return [
             len(asked & {codes[at : at + 4] for at in range(0, len(codes), 4)}) / max(1, len(asked))
@@ -131,7 +134,8 @@ class HashReranker:
         ]
 
     def forget_texts(self) -> None:
-        """Remembers none."""
+        """Forgets the queries."""
+        self.asked.clear()
 
 
 def _digests(text: str) -> set[bytes]:
