@@ -141,6 +141,11 @@ async def test_history_is_a_table_a_plot_a_file_and_json(
     file = tmp_path / "power.svg"
     await run(collector, *asked, "--plot", str(file))
     ET.fromstring(file.read_text(encoding="utf-8"))  # noqa: S314  # written just now by us
+    raster = tmp_path / "power.png"
+    command = ["--gpu-metrics", collector.address, "gpus", *asked, "--plot", str(raster)]
+    refused = await asyncio.to_thread(lambda: CliRunner().invoke(app, command))
+    assert (refused.exit_code, raster.exists()) == (2, False)
+    assert "power.svg" in refused.output
     points = (await document(collector, *asked))["points"]
     assert {point["value"] for point in points if "value" in point} == {150_000}
 
@@ -165,6 +170,36 @@ async def test_the_live_view_follows_and_says_each_step_as_json(
             while "delta" not in second:
                 second = json.loads(await process.stdout.readline())
             assert second["delta"]["changedHosts"]
+    finally:
+        process.terminate()
+        async with asyncio.timeout(60):
+            await process.wait()
+
+
+async def test_without_a_terminal_the_live_view_is_printed_at_each_change(
+    collector: CollectorForTest,
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gamekeeper.cli"),
+        *("--gpu-metrics", collector.address, "gpus", "--watch"),
+        stdout=asyncio.subprocess.PIPE,
+        limit=2**20,
+    )
+    assert process.stdout is not None
+
+    async def next_busy() -> list[str]:
+        """What a snapshot says of the two GPUs, up to the line that counts them."""
+        assert process.stdout is not None
+        lines = []
+        while not lines or "GPUs: 2, hosts: 1" not in lines[-1]:
+            lines.append((await process.stdout.readline()).decode())
+        return [word for line in lines for word in ("53 %", "54 %") if word in line]
+
+    try:
+        async with asyncio.timeout(60):
+            assert await next_busy() == ["53 %", "53 %"]
+            collector.view.apply(a_report(4), CLOCK.monotonic(), CLOCK.now())
+            assert await next_busy() == ["54 %", "54 %"]
     finally:
         process.terminate()
         async with asyncio.timeout(60):

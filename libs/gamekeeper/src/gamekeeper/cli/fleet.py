@@ -29,7 +29,7 @@ from gamekeeper.cli.session import (
     message_json,
 )
 from gamekeeper.cli.tiers import TierName, tier_number
-from gamekeeper.cli.wording import age, optional_number
+from gamekeeper.cli.wording import age, moment, optional_number
 from gaming.gpu_metrics.v1 import fleet_pb2, gpu_metrics_pb2, processes_pb2
 from servicekit.clock import SystemClock
 from servicekit.watching import watch as watch_stream
@@ -73,7 +73,10 @@ def show_fleet(
         FleetSort, typer.Option(help="Hosts by id, or the highest figure first.")
     ] = FleetSort.HOST,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Keep showing, live, until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--watch", "-w", help="Keep showing until Ctrl-C: live, or one below another in a pipe."
+        ),
     ] = False,
     output: OutputOption = OutputFormat.TABLE,
     grpcurl: GrpcurlOption = False,
@@ -142,11 +145,14 @@ def _watch(session: Session, fleet: ShownFleet, request: gpu_metrics_pb2.WatchFl
             name="fleet",
         )
 
+    if not session.console.is_terminal:
+        session.stream("gpu_metrics", calls, screen.print_change)
+        return
     with Live(
         console=session.console,
         get_renderable=screen.render,
         refresh_per_second=_REFRESHES_PER_SECOND,
-        screen=session.console.is_terminal,
+        screen=True,
         vertical_overflow="crop",
     ):
         session.stream("gpu_metrics", calls, screen.hear)
@@ -168,6 +174,14 @@ class _LiveFleet:
             self._fleet.change(message.delta.changed_hosts, message.delta.removed_host_ids)
         self._told_microseconds = message.send_time.ToMicroseconds()
         self._told_at = time.monotonic()
+
+    def print_change(self, message: gpu_metrics_pb2.WatchFleetResponse) -> None:
+        """Print the fleet whole, one below another, where nothing can be drawn over."""
+        self.hear(message)
+        if not message.HasField("heartbeat"):
+            self._console.print(moment(message.send_time))
+            self._console.print(self.render())
+            self._console.file.flush()
 
     def render(self) -> RenderableType:
         now = Timestamp()

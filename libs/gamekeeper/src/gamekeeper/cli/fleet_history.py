@@ -92,7 +92,9 @@ def show_history(
     context: typer.Context,
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="With --plot: the SVG file; none: the terminal."),
+        typer.Argument(
+            metavar="FILE", help="With --plot: a file that ends in .svg; none: the terminal."
+        ),
     ] = None,
     *,
     metric: Annotated[FigureName, typer.Option(help="Which figure.")] = FigureName.UTILIZATION,
@@ -130,6 +132,12 @@ def show_history(
         )
     if file is not None and not plot:
         fail("a FILE is where --plot draws", advice="add --plot", exit_code=EXIT_USAGE)
+    if file is not None and file.suffix.lower() != ".svg":
+        fail(
+            f"{file} would hold no such picture: what is drawn is SVG",
+            advice=f"name it {file.with_suffix('.svg').name}",
+            exit_code=EXIT_USAGE,
+        )
     figure = _FIGURES[metric]
     request = history_pb2.QueryHistoryRequest(
         metric=figure.metric,
