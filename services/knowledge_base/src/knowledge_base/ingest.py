@@ -117,8 +117,8 @@ class LoreIngest:
                 for path in removed:
                     yield IngestedDocument(path, IngestState.REMOVED)
                 summary = _summary(done, len(removed), await session.chunk_count())
-                if summary.stored_documents or removed:
-                    await session.settle()
+                # Where nothing changed, too: what an ingest before could not settle is tried again.
+                await session.settle()
         log.info(
             "collection_ingested",
             collection=collection,

@@ -35,3 +35,6 @@ SELECT knowledge_base.keep_passage_codes($1, $2, $3, $4)
 
 -- name: analyze_lore
 SELECT knowledge_base.analyze_lore()
+
+-- name: index_lore
+SELECT knowledge_base.index_lore()

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 import asyncpg
+import structlog
 
 from knowledge_base.adapters.database import (
     QUERIES,
@@ -28,11 +29,18 @@ from knowledge_base.domain.lore import (
 )
 from knowledge_base.ports import DocumentVersion, IngestSession, TextCodes, Vector
 from servicekit.clock import Clock
+from servicekit.errors import ServiceError
 
 __all__ = ["PostgresLore"]
 
+log = structlog.get_logger(__name__)
+
 # Storing a document of a megabyte takes longer than any statement that answers a player.
 _INGEST_STATEMENT_SECONDS = 60.0
+# Making the index of 100,000 passages takes a minute or two.
+_INDEX_SECONDS = 600.0
+# What is stored waits while another ingest makes the index.
+_WRITE_SECONDS = _INDEX_SECONDS + _INGEST_STATEMENT_SECONDS
 _LOCK_POLL_SECONDS = 0.1
 # Of 2,000 passages and more. A search uses fifty, 0.7 MB: fetching them took longer than all else.
 _REMEMBERED_CODES_BYTES = 32 * 1024 * 1024
@@ -62,7 +70,7 @@ class PostgresLore:
         async with self._database.connection() as connection:
             await self._lock(connection, collection)
             await connection.execute(
-                f"SET statement_timeout TO {round(_INGEST_STATEMENT_SECONDS * 1000)}"
+                f"SET statement_timeout TO {round(_WRITE_SECONDS * 1000)}"
             )
             # The pool gives up the lock and the setting when the connection goes back to it.
             yield _PostgresIngestSession(connection, collection)
@@ -270,6 +278,7 @@ class _PostgresIngestSession:
                 [chunk.search_text_sha256 for chunk in document.chunks],
                 [encode_vector(embedding) for embedding in embeddings],
                 model,
+                seconds=_WRITE_SECONDS,
             )
             if codes is not None:
                 await self._fetch(
@@ -289,18 +298,31 @@ class _PostgresIngestSession:
                 )
 
     async def remove_missing(self, kept: Sequence[str]) -> list[str]:
-        rows = await self._fetch(QUERIES.remove_missing_documents, self._collection, list(kept))
+        rows = await self._fetch(
+            QUERIES.remove_missing_documents,
+            self._collection,
+            list(kept),
+            seconds=_WRITE_SECONDS,
+        )
         return [row["path"] for row in rows]
 
     async def settle(self) -> None:
         await self._fetch(RETRIEVAL_QUERIES.analyze_lore)
+        try:
+            rows = await self._fetch(RETRIEVAL_QUERIES.index_lore, seconds=_INDEX_SECONDS)
+        except (ServiceError, asyncpg.PostgresError) as error:
+            # Searches are exact without it, and what was ingested is stored.
+            log.warning("lore_not_indexed", error=type(error).__name__, exc_info=True)
+            return
+        if rows[0][0]:
+            log.info("lore_index", change=rows[0][0])
 
     async def chunk_count(self) -> int:
         return int((await self._fetch(QUERIES.chunk_count, self._collection))[0][0])
 
-    async def _fetch(self, query: str, *arguments: Any) -> list[Any]:
+    async def _fetch(
+        self, query: str, *arguments: Any, seconds: float = _INGEST_STATEMENT_SECONDS
+    ) -> list[Any]:
         with caller_errors():
-            rows: list[Any] = await self._connection.fetch(
-                query, *arguments, timeout=_INGEST_STATEMENT_SECONDS
-            )
+            rows: list[Any] = await self._connection.fetch(query, *arguments, timeout=seconds)
         return rows
