@@ -40,15 +40,17 @@ async def reading(
 
 
 class RoundClock(SystemClock):
-    """Sleeps briefly whatever it is asked for, and counts how often."""
+    """Sleeps briefly whatever it is asked for, and keeps what that was."""
 
     def __init__(self) -> None:
         super().__init__()
         self._rounds = 0
+        self.pauses: list[float] = []
         self._next_round = asyncio.Event()
 
     async def sleep(self, seconds: float) -> None:
         self._rounds += 1
+        self.pauses.append(seconds)
         self._next_round.set()
         await super().sleep(0.01)
 
@@ -248,3 +250,38 @@ async def test_without_a_metadata_service_that_is_said_once() -> None:
         async with watching(service) as watched:
             await watched.clock.rounds(3)
     assert [entry["event"] for entry in logs] == ["instance_metadata_unavailable"]
+
+
+async def test_a_notice_is_looked_for_though_the_rest_could_not_be_had() -> None:
+    service = MetadataService()
+    service.failing = {"placement/availability-zone"}
+    with capture_logs() as logs:
+        async with served(service), watching(service) as watched:
+            await watched.clock.rounds(3)
+            service.pages["spot/instance-action"] = ACTION
+            async with asyncio.timeout(30):
+                (event,) = await watched.ec2.next_events()
+            host = await watched.ec2.read_host()
+    assert event.kind is GpuEventKind.SPOT_INTERRUPTION
+    # What could be had is known.
+    assert (host.instance_type, host.availability_zone) == ("g6.2xlarge", "")
+    assert set(watched.clock.pauses) == {5.0}
+    # The rest is not asked for with each round, and the log does not say that it came and went.
+    assert service.requests.count("/latest/meta-data/placement/availability-zone") == 1
+    assert [entry["event"] for entry in logs] == ["instance_metadata_unavailable"]
+
+
+async def test_a_service_that_never_answered_is_asked_ever_less_often() -> None:
+    async with served(MetadataService()) as service:
+        pass
+    async with watching(service) as watched:
+        await watched.clock.rounds(7)
+    assert watched.clock.pauses[:7] == [5, 10, 20, 40, 60, 60, 60]
+
+
+async def test_a_service_that_has_answered_is_asked_as_often_when_it_does_not() -> None:
+    async with served(MetadataService()) as service, watching(service) as watched:
+        await watched.clock.rounds(1)
+        service.failing = {"spot/instance-action", "events/recommendations/rebalance"}
+        await watched.clock.rounds(4)
+    assert set(watched.clock.pauses) == {5.0}

@@ -34,6 +34,8 @@ class MetadataService:
         self.answering = asyncio.Event()
         self.answering.set()
         self.beyond_hop_limit = False
+        # Paths that it cannot answer for.
+        self.failing: set[str] = set()
         self.url = ""
 
     def expire_tokens(self) -> None:
@@ -58,6 +60,8 @@ class MetadataService:
         await self._on_the_way(request)
         if request.headers.get(_TOKEN) not in self.tokens:
             return web.Response(status=401)
+        if request.match_info["path"] in self.failing:
+            return web.Response(status=500)
         page = self.pages.get(request.match_info["path"])
         return web.Response(status=404) if page is None else web.Response(text=page)
 

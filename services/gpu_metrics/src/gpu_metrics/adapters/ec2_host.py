@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -27,6 +27,8 @@ _PURCHASE_OPTIONS = {
 }
 # The identity never changes; while it is not known it is asked for again at this pace.
 _IDENTITY_RETRY_SECONDS = 60.0
+# Of a service that never answered, as off EC2. A notice comes two minutes ahead.
+_LONGEST_PAUSE_SECONDS = 60.0
 _WAITING_EVENTS = 16
 
 
@@ -42,8 +44,10 @@ class Ec2Host:
     """Fills in what the settings leave open, and watches for Spot notices.
 
     A notice sets `interruption_time`, a recommendation `rebalance_time`, for as long as the cloud
-    repeats them; each is an event once, also across restarts of the agent. Without a metadata
-    service the host is as configured, and one line in the log says so.
+    repeats them; each is an event once, also across restarts of the agent. They are looked for
+    whether or not the rest is known. Without a metadata service the host is as configured, and one
+    line in the log says so; one that never answered is asked ever less often, once a minute at
+    last.
     """
 
     def __init__(
@@ -61,6 +65,9 @@ class Ec2Host:
         self._journal = journal
         self._poll_seconds = poll_seconds
         self._identified = False
+        self._unidentified: list[MetadataUnavailable] = []
+        self._identify_at = clock.monotonic()
+        self._answered = False
         self._problem: str | None = None
         self._told: set[tuple[GpuEventKind, datetime]] = set()
         self._events: asyncio.Queue[ObservedEvent] = asyncio.Queue(_WAITING_EVENTS)
@@ -75,50 +82,47 @@ class Ec2Host:
 
     async def run(self) -> None:
         """Keep the host up to date until cancelled."""
+        pause = self._poll_seconds
         while True:
-            try:
-                if not self._identified:
-                    await self._identify()
-                # The cloud takes back Spot instances alone.
-                if self._host.purchase_option is not PurchaseOption.ON_DEMAND:
-                    await self._poll_notices()
-                self._note("")
-            except MetadataUnavailable as problem:
-                self._note(problem.cause_name)
+            problems = await self._ask()
+            self._note(problems[0].cause_name if problems else "")
             await self._clock.sleep(
-                self._poll_seconds
-                if self._identified
-                else max(self._poll_seconds, _IDENTITY_RETRY_SECONDS)
+                pause if problems and not self._answered else self._poll_seconds
             )
+            pause = max(self._poll_seconds, min(2 * pause, _LONGEST_PAUSE_SECONDS))
+
+    async def _ask(self) -> list[MetadataUnavailable]:
+        """Ask for what is due, each also when another could not be had; return what is unknown."""
+        if not self._identified and self._clock.monotonic() >= self._identify_at:
+            self._identify_at = self._clock.monotonic() + _IDENTITY_RETRY_SECONDS
+            self._unidentified = await _problems_of(self._identify)
+        problems = list(self._unidentified)
+        # The cloud takes back Spot instances alone.
+        if self._host.purchase_option is not PurchaseOption.ON_DEMAND:
+            problems += await _problems_of(self._poll_interruption)
+            problems += await _problems_of(self._poll_rebalance)
+        return problems
+
+    async def _read(self, path: str) -> str | None:
+        text = await self._metadata.read(path)
+        self._answered = True
+        return text
 
     async def _identify(self) -> None:
-        host = self._host
-        if not host.instance_type:
-            instance_type = await self._metadata.read("instance-type") or ""
-            host = replace(host, instance_type=plain_text(instance_type, 32))
-        if not host.availability_zone:
-            zone = await self._metadata.read("placement/availability-zone") or ""
-            host = replace(host, availability_zone=plain_text(zone, 32))
-        if host.purchase_option is PurchaseOption.UNKNOWN:
-            life_cycle = await self._metadata.read("instance-life-cycle") or ""
+        if not self._host.instance_type:
+            instance_type = await self._read("instance-type") or ""
+            self._host = replace(self._host, instance_type=plain_text(instance_type, 32))
+        if not self._host.availability_zone:
+            zone = await self._read("placement/availability-zone") or ""
+            self._host = replace(self._host, availability_zone=plain_text(zone, 32))
+        if self._host.purchase_option is PurchaseOption.UNKNOWN:
+            life_cycle = await self._read("instance-life-cycle") or ""
             option = _PURCHASE_OPTIONS.get(life_cycle, PurchaseOption.UNKNOWN)
-            host = replace(host, purchase_option=option)
-        self._host = host
+            self._host = replace(self._host, purchase_option=option)
         self._identified = True
 
-    async def _poll_notices(self) -> None:
-        """Ask for both announcements; the second also when the first could not be had."""
-        problem: MetadataUnavailable | None = None
-        try:
-            await self._poll_interruption()
-        except MetadataUnavailable as raised:
-            problem = raised
-        await self._poll_rebalance()
-        if problem is not None:
-            raise problem
-
     async def _poll_interruption(self) -> None:
-        text = await self._metadata.read("spot/instance-action")
+        text = await self._read("spot/instance-action")
         if text is None:
             self._host = replace(self._host, interruption_time=None)
             return
@@ -138,7 +142,7 @@ class Ec2Host:
         )
 
     async def _poll_rebalance(self) -> None:
-        text = await self._metadata.read("events/recommendations/rebalance")
+        text = await self._read("events/recommendations/rebalance")
         if text is None:
             self._host = replace(self._host, rebalance_time=None)
             return
@@ -178,6 +182,14 @@ class Ec2Host:
                 explanation="the host is as configured and no Spot notice can be seen; on EC2, "
                 "give containers the host's network or set the hop limit to 2",
             )
+
+
+async def _problems_of(ask: Callable[[], Awaitable[None]]) -> list[MetadataUnavailable]:
+    try:
+        await ask()
+    except MetadataUnavailable as problem:
+        return [problem]
+    return []
 
 
 def _document(text: str, field: str) -> str:
