@@ -9,15 +9,20 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
+from schema_history import (
+    FIRST_RELEASE,
+    apply_up_to,
+    connected,
+    migrations,
+    statements,
+    take_vectors,
+    vector,
+)
 
 from gaming.knowledge_base.v1 import concepts_pb2, lore_pb2, story_pb2, worlds_pb2
 from knowledge_base.adapters.schema import migrate_schema
@@ -30,56 +35,15 @@ from knowledge_base.testing import (
 
 TIMEOUT_SECONDS = 60
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
-FIRST_RELEASE = 6
 PASSAGE = "The tollgate at Hollowmere is shut at dusk."
 DEED = "Mira stole the bell of the widow."
 CONCEPT = "Mira"
 MODEL = HashEmbedder.model
-STATEMENTS = Path(__file__).parent / "knowledge_base_first_release.sql"
-
-
-def migrations() -> dict[int, tuple[str, str]]:
-    folder = resources.files("knowledge_base").joinpath("migrations")
-    return {
-        int(entry.name[:4]): (entry.name[:-4], entry.read_text(encoding="utf-8"))
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
-        if entry.name.endswith(".sql")
-    }
-
-
 NUMBERS = sorted(migrations())
 QUICK = {1, FIRST_RELEASE}
 # Within a release: 0020 takes from concepts and their ties what 0021 and 0023 give them again.
 WITHOUT_CONCEPTS = {20}
 WITHOUT_RELATIONSHIPS = {20, 21, 22}
-
-
-def statements() -> dict[str, str]:
-    parts = STATEMENTS.read_text(encoding="utf-8").split("-- name: ")[1:]
-    return {name.strip(): sql.strip() for name, _, sql in (p.partition("\n") for p in parts)}
-
-
-async def apply_up_to(owner: asyncpg.Connection, newest: int) -> None:
-    await owner.execute(
-        "CREATE SCHEMA IF NOT EXISTS knowledge_base;"
-        "CREATE TABLE knowledge_base.schema_migrations (number integer PRIMARY KEY,"
-        " name text NOT NULL, sha256 text NOT NULL, apply_time timestamptz NOT NULL DEFAULT now())"
-    )
-    for number, (name, sql) in migrations().items():
-        if number <= newest:
-            async with owner.transaction():
-                await owner.execute("SET LOCAL search_path TO knowledge_base, public")
-                await owner.execute(sql)
-                await owner.execute(
-                    "INSERT INTO knowledge_base.schema_migrations VALUES ($1, $2, $3)",
-                    number,
-                    name,
-                    hashlib.sha256(sql.encode()).hexdigest(),
-                )
-
-
-async def vector(text: str) -> str:
-    return str((await HashEmbedder().embed_query(text)).tolist())
 
 
 async def insert_rows(owner: asyncpg.Connection) -> uuid.UUID:
@@ -222,22 +186,6 @@ async def use_statements(
     assert len(await run("get_world", world_id, "")) == 1
     assert world_id in [row["world_id"] for row in await run("list_worlds", "", 10)]
     return world_id
-
-
-@asynccontextmanager
-async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection that takes vectors as text."""
-    connection = await asyncpg.connect(url)
-    try:
-        if await connection.fetchval("SELECT to_regtype('vector') IS NOT NULL"):
-            await take_vectors(connection)
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def take_vectors(connection: asyncpg.Connection) -> None:
-    await connection.set_type_codec("vector", schema="public", encoder=str, decoder=str)
 
 
 @pytest.mark.parametrize(
