@@ -2,9 +2,9 @@
 
     python tests/fault/knowledge_base_soak.py --minutes 60
 
-Starts a PostgreSQL and the service, calls it at a steady rate, and prints memory, connections and
-latency by window. What it says in the end is the last third against the middle one: the first is
-spent on filling caches.
+Starts a PostgreSQL and the service, calls it at a steady rate, and prints the memory of the service
+and of its sessions in the database, connections and latency by window. What it says in the end is
+the last third against the middle one: the first is spent on filling caches.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ __all__ = ["Soak", "Window", "soak"]
 
 WORLDS = 20
 CALL_SECONDS = 30.0
+_KIBIBYTES_OF_MEBIBYTE = 1024
 WORDS = (
     *("bell", "lamp", "tide", "warden", "stile", "market", "winter", "oath", "ferry", "bridge"),
     *("letter", "crown", "mill", "orchard", "debt", "song", "mirror", "salt", "raven", "harbour"),
@@ -56,9 +58,14 @@ LORE = "\n\n".join(
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What was seen in one stretch of time."""
+    """What was seen in one stretch of time.
+
+    `database_mebibytes` is what the service's sessions hold for themselves (plans, catalogue), not
+    the server's shared buffers.
+    """
 
     resident_mebibytes: float
+    database_mebibytes: float
     connections: int
     calls: int
     failures: Counter[str]
@@ -210,15 +217,17 @@ async def _one_window(caller: Caller, seconds: float, calls_per_second: float) -
 async def _window(caller: Caller, service: ServiceProcess, server: EmbeddedPostgres) -> Window:
     connection = await asyncpg.connect(server.url("knowledge"), timeout=CALL_SECONDS)
     try:
-        connections = await connection.fetchval(
-            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'knowledge_base_service'"
+        sessions = await connection.fetch(
+            "SELECT pid FROM pg_stat_activity WHERE usename = 'knowledge_base_service'"
         )
+        database_mebibytes = sum(_own_mebibytes(session["pid"]) for session in sessions)
     finally:
         await connection.close()
     milliseconds = sorted(each * 1000 for each in caller.seconds)
     window = Window(
         service.resident_mebibytes(),
-        connections,
+        database_mebibytes,
+        len(sessions),
         len(milliseconds),
         caller.failures,
         milliseconds[len(milliseconds) // 2],
@@ -226,6 +235,18 @@ async def _window(caller: Caller, service: ServiceProcess, server: EmbeddedPostg
     )
     caller.seconds, caller.failures = [], Counter()
     return window
+
+
+def _own_mebibytes(pid: int) -> float:
+    """Returns a process's anonymous memory; pages it still shares with others count in part.
+
+    A session that ended since it was listed holds none.
+    """
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines():
+            if line.startswith("Pss_Anon:"):
+                return int(line.split()[1]) / _KIBIBYTES_OF_MEBIBYTE
+    return 0.0
 
 
 def main() -> int:
@@ -236,14 +257,15 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--calls-per-second", type=float, default=20.0)
     arguments = parser.parse_args()
-    print("minute  MiB    connections  calls  failed  P50 ms  P99 ms", flush=True)
+    print("minute  MiB    in database  connections  calls  failed  P50 ms  P99 ms", flush=True)
     minute = 0
 
     def tell(window: Window) -> None:
         nonlocal minute
         minute += 1
         print(
-            f"{minute:6}  {window.resident_mebibytes:5.1f}  {window.connections:11}  "
+            f"{minute:6}  {window.resident_mebibytes:5.1f}  {window.database_mebibytes:11.1f}  "
+            f"{window.connections:11}  "
             f"{window.calls:5}  {window.failures.total():6}  {window.p50_milliseconds:6.1f}  "
             f"{window.p99_milliseconds:6.1f}",
             flush=True,
@@ -259,6 +281,7 @@ def main() -> int:
     )
     for name, value in (
         ("MiB", lambda window: window.resident_mebibytes),
+        ("MiB in the database", lambda window: window.database_mebibytes),
         ("connections", lambda window: window.connections),
         ("P50 ms", lambda window: window.p50_milliseconds),
         ("P99 ms", lambda window: window.p99_milliseconds),
