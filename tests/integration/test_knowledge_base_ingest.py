@@ -1,6 +1,7 @@
 """What an ingest promises: few embeddings, declared concepts, clear refusals, no half documents."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -168,6 +169,36 @@ async def test_links_go_with_their_passages(running: RunningKnowledgeBase) -> No
     await ingest(running, [("other.md", b"# Other\n\nNothing.\n")], remove_missing=True)
     assert not (await passages(running, "Sabeth Onn")).passages
     assert (await concept(running, "Sabeth Onn")).version == 1  # what was known stays known
+
+
+def twenty_concepts(ending: str, gate: str = "Shut at dusk.") -> bytes:
+    said = [
+        f"  - name: Gate {number}\n    kind: place\n    description: {said}\n"
+        for number, said in enumerate([gate] + ["Shut."] * 19)
+    ]
+    return f"---\nconcepts:\n{''.join(said)}---\n# Gates\n\n{ending}\n".encode()
+
+
+async def test_twenty_concepts_that_did_not_change_are_read_by_one_statement(
+    running: RunningKnowledgeBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ingest(running, [("gates.md", twenty_concepts("There are twenty."))])
+    sent: list[str] = []
+    fetch = running.database.pool.fetch_leaving_nothing
+
+    async def counted(query: str, *arguments: Any, **options: Any) -> Any:
+        sent.extend(re.findall(r"knowledge_base\.((?:get|put)_concept\w*)", query))
+        return await fetch(query, *arguments, **options)
+
+    monkeypatch.setattr(running.database.pool, "fetch_leaving_nothing", counted)
+    await ingest(running, [("gates.md", twenty_concepts("There were always twenty."))])
+    assert sent == ["get_concept_at"]
+    # What differs costs one statement more, each.
+    sent.clear()
+    await ingest(running, [("gates.md", twenty_concepts("There are twenty.", "Open."))])
+    assert sent == ["get_concept_at", "put_concept_version"]
+    assert (await concept(running, "Gate 0")).version == 2
+    assert (await concept(running, "Gate 1")).version == 1
 
 
 async def test_passages_of_a_concept_come_page_by_page(running: RunningKnowledgeBase) -> None:

@@ -6,6 +6,10 @@ SELECT * FROM knowledge_base.put_concept_version(
 -- name: get_concept_at
 SELECT * FROM knowledge_base.get_concept_at($1, $2, $3, $4, $5)
 
+-- name: get_concepts_at
+SELECT c.* FROM unnest($3::text[]) AS n (name),
+    LATERAL knowledge_base.get_concept_at($1, $2, n.name, $4, $5) AS c
+
 -- name: get_concept_version
 SELECT * FROM knowledge_base.get_concept_version($1, $2, $3, $4)
 

@@ -64,6 +64,19 @@ class ConceptBook:
         """
         return await self._get(layer, normalise_name("name", name), version, as_of, "")
 
+    async def get_known(
+        self, layer: Layer, names: Sequence[str], as_of: AsOf = NOW
+    ) -> dict[str, Concept]:
+        """Returns those of these concepts that a layer sees, by name; however many, one statement.
+
+        Raises WorldNotFound, InvalidText.
+        """
+        wanted = list(dict.fromkeys(normalise_name("name", name) for name in names))
+        if not wanted:
+            return {}
+        found = await self._store.get_concepts(layer, wanted, as_of)
+        return {concept.name: concept for concept in found}
+
     async def diff(
         self, layer: Layer, name: str, before: tuple[int, AsOf], after: tuple[int, AsOf]
     ) -> tuple[Concept, Concept, Sequence[FieldChange]]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from knowledge_base.concepts import ConceptBook
 from knowledge_base.domain.concepts import Concept, NewConcept
 from knowledge_base.domain.declared_concepts import DeclaredConcept
-from knowledge_base.domain.errors import ConceptNotFound
 from knowledge_base.domain.story_time import Layer
 from knowledge_base.domain.text import SHARED_WORLD
 
@@ -31,20 +30,15 @@ class ConceptDeclarations:
 
         `source` names the document.
         """
+        all_known = await self._concepts.get_known(_SHARED, [each.name for each in declared])
         recorded = 0
         for concept in declared:
-            known = await self._known(concept.name)
+            known = all_known.get(concept.name)
             if known is not None and (concept.is_reference or _says_the_same(concept, known)):
                 continue
             await self._concepts.put(self._new_id(), _SHARED, _version(concept, source))
             recorded += 1
         return recorded
-
-    async def _known(self, name: str) -> Concept | None:
-        try:
-            return await self._concepts.get(_SHARED, name)
-        except ConceptNotFound:
-            return None
 
 
 def _version(declared: DeclaredConcept, source: str = "") -> NewConcept:

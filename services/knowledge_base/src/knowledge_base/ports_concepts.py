@@ -38,6 +38,10 @@ class ConceptStore(Protocol):
         """Returns a concept as seen from a layer, None when it sees none then."""
         ...
 
+    async def get_concepts(self, layer: Layer, names: Sequence[str], as_of: AsOf) -> list[Concept]:
+        """Returns those of these concepts that a layer sees then, in one round trip."""
+        ...
+
     async def get_concept_version(self, layer: Layer, name: str, version: int) -> Concept | None:
         """Returns a version from the narrowest layer that has the concept, None without one."""
         ...

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -62,6 +62,18 @@ class PostgresConcepts:
             as_of.recorded,
         )
         return concept_of(rows[0]) if rows else None
+
+    async def get_concepts(self, layer: Layer, names: Sequence[str], as_of: AsOf) -> list[Concept]:
+        """Returns those of these concepts that a layer sees. Raises WorldNotFound."""
+        rows = await self._database.fetch(
+            CONCEPT_QUERIES.get_concepts_at,
+            layer.world_id,
+            layer.player_id,
+            list(names),
+            as_of.valid,
+            as_of.recorded,
+        )
+        return [concept_of(row) for row in rows]
 
     async def get_concept_version(self, layer: Layer, name: str, version: int) -> Concept | None:
         """Returns a version of the narrowest layer's concept. Raises WorldNotFound."""
