@@ -190,7 +190,7 @@ async def test_without_a_terminal_the_live_view_is_printed_at_each_change(
     async def next_busy() -> list[str]:
         """What a snapshot says of the two GPUs, up to the line that counts them."""
         assert process.stdout is not None
-        lines = []
+        lines: list[str] = []
         while not lines or "GPUs: 2, hosts: 1" not in lines[-1]:
             lines.append((await process.stdout.readline()).decode())
         return [word for line in lines for word in ("53 %", "54 %") if word in line]

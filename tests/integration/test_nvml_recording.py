@@ -173,3 +173,8 @@ async def test_a_recording_is_made_and_played_to_a_collector_by_commands(
         assert (first.memory_used_bytes, first.power_limit_milliwatts) == (10**9, 300_000)
         code, output = await replay
         assert code == 0, output
+    told = output.splitlines()
+    assert "2 GPUs (NVIDIA A10G, NVIDIA L4), driver 570.86.15" in told[0]
+    assert told[1] == f"played as host replayed to {collector.address}"
+    assert told[-1].endswith("s played: all")
+    assert "settings" not in output

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -30,9 +31,24 @@ def record(
     interval: Annotated[
         float, typer.Option(min=0.01, help="Seconds between two readings of a figure.")
     ] = 0.1,
+    call_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a call counts as hung.")
+    ] = 5.0,
+    contended_seconds: Annotated[
+        float, typer.Option(min=0.0, help="How long two threads ask at once; 0: not at all.")
+    ] = 2.0,
 ) -> None:
-    """Record every answer of this machine's GPU driver, and what each call cost."""
-    _run("record", str(file), "--seconds", str(seconds), "--interval", str(interval))
+    """Record every answer of this machine's GPU driver, and what each call cost.
+
+    After --seconds two threads ask at once for a while, so that a lock in the driver shows. Ctrl-C
+    ends it and keeps what was recorded; a GPU whose call does not return is left out and named.
+    """
+    _run(
+        "record",
+        str(file),
+        *("--seconds", str(seconds), "--interval", str(interval)),
+        *("--call-timeout", str(call_timeout), "--contended-seconds", str(contended_seconds)),
+    )
 
 
 def replay(
@@ -61,5 +77,8 @@ def _run(*arguments: str) -> None:
     if importlib.util.find_spec(_SERVICE) is None:
         typer.echo("the gpu_metrics service is not installed in this environment", err=True)
         raise typer.Exit(EXIT_USAGE)
-    finished = subprocess.run([sys.executable, "-m", _SERVICE, *arguments], check=False)
-    raise typer.Exit(finished.returncode)
+    with subprocess.Popen([sys.executable, "-m", _SERVICE, *arguments]) as process:
+        while True:
+            # Ctrl-C reaches both; the service ends by itself then, once its file is whole.
+            with suppress(KeyboardInterrupt):
+                raise typer.Exit(process.wait())

@@ -45,7 +45,8 @@ class DriverCall:
 
     `answer` holds what a successful call gave: figures by name; `fields` by number with status and
     value; `ring` with `samples` (pairs of microseconds since 1970 and a value); `processes` (pairs
-    of an id and bytes, null when unknown); `xid`.
+    of an id and bytes, null when unknown); `xid`. `thread` is 0 for a call that was made alone,
+    else which of two threads made it that asked at once; such a call is kept for its latency.
     """
 
     at_microseconds: int
@@ -54,30 +55,40 @@ class DriverCall:
     code: int
     took_microseconds: float
     answer: Mapping[str, Any]
+    thread: int = 0
 
     def as_line(self) -> str:
         """Return the call as a line of the file."""
-        return json.dumps(
-            {
-                "at": self.at_microseconds,
-                "gpu": self.gpu,
-                "call": self.call,
-                "code": self.code,
-                "took": round(self.took_microseconds, 1),
-                "answer": self.answer,
-            },
-            separators=(",", ":"),
-        )
+        row: dict[str, Any] = {
+            "at": self.at_microseconds,
+            "gpu": self.gpu,
+            "call": self.call,
+            "code": self.code,
+            "took": round(self.took_microseconds, 1),
+            "answer": self.answer,
+        }
+        if self.thread:
+            row["thread"] = self.thread
+        return json.dumps(row, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A machine's driver over some time; moments of calls count from `started_microseconds`."""
+    """A machine's driver over some time; moments of calls count from `started_microseconds`.
+
+    `calls` were made one at a time, those of `contended` after that, by two threads at once.
+    """
 
     driver_version: str
     started_microseconds: int
     gpus: tuple[RecordedGpu, ...]
     calls: tuple[DriverCall, ...] = ()
+    contended: tuple[DriverCall, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Return how long calls were made one at a time."""
+        return self.calls[-1].at_microseconds / 1e6 if self.calls else 0.0
 
     def header(self) -> str:
         """Return the first line of the file."""
@@ -110,14 +121,26 @@ def read_recording(lines: Iterable[str]) -> Recording:
             raise RecordingMalformed(f"of format {header['recording']}, not {FORMAT_VERSION}")
         calls = tuple(_call(json.loads(row)) for row in rows if row.strip())
         gpus = tuple(RecordedGpu(gpu["uuid"], gpu["name"]) for gpu in header["gpus"])
-        return Recording(header["driver_version"], header["started"], gpus, calls)
+        return Recording(
+            header["driver_version"],
+            header["started"],
+            gpus,
+            tuple(call for call in calls if not call.thread),
+            tuple(call for call in calls if call.thread),
+        )
     except (StopIteration, ValueError, KeyError, TypeError) as error:
         raise RecordingMalformed("not a recording of a GPU driver") from error
 
 
 def _call(row: Mapping[str, Any]) -> DriverCall:
     return DriverCall(
-        row["at"], row["gpu"], row["call"], row["code"], row["took"], dict(row["answer"])
+        row["at"],
+        row["gpu"],
+        row["call"],
+        row["code"],
+        row["took"],
+        dict(row["answer"]),
+        int(row.get("thread", 0)),
     )
 
 
