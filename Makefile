@@ -155,7 +155,7 @@ $(TOOL)/rivals/.requirements: requirements/rivals.txt $(UV)
 rivals: $(TOOL)/rivals/.requirements ## install what the benchmarks compare with (LangChain, txtai, nvitop, gpustat), apart from .venv
 
 .PHONY: eval
-eval: setup ## measure what the knowledge base finds, against baselines; gated (ARGS="--set PATH")
+eval: setup rivals ## measure what the knowledge base finds, against baselines; gated (ARGS="--set PATH")
 	@$(BIN)/python benchmarks/knowledge_base/evaluate.py $(ARGS)
 
 .PHONY: clean

@@ -5,7 +5,8 @@
     make eval ARGS="--accept"                      the figures become the committed reference
 
 Each set is ingested or recorded by RPC into a PostgreSQL of its own and searched by RPC; the
-baselines run on the same server, texts and vectors; LangChain's store where `make rivals` was run.
+baselines run on the same server, texts and vectors; LangChain's store, too, which `make eval`
+installs.
 For documents `bm25` is the service's own search by words alone. nDCG@10 gains 2^grade - 1 on the
 project's questions and the grade itself on the others (as trec_eval's ndcg_cut_10 does); recall
 counts items of any grade; hit@5 asks for an item of the best grade. An item is a section of a

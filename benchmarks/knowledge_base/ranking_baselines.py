@@ -3,7 +3,7 @@
 cosine      pgvector's exact order by cosine distance
 tsrank      plainto_tsquery (all words must occur) ordered by ts_rank_cd
 rrf         reciprocal-rank fusion of the two, k = 60 (Cormack, Clarke & Büttcher 2009)
-langchain   LangChain's PGVectorStore, hybrid with its default fusion, where `make rivals` was run
+langchain   LangChain's PGVectorStore, hybrid with its default fusion, which `make eval` installs
 """
 
 import asyncio

@@ -1,12 +1,14 @@
 """When `make eval` fails: questions answered worse than the committed reference allows."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 from evaluate import gate
 from ranking_measures import Judged, Question
 
+ROOT = Path(__file__).parents[2]
 QUESTIONS = 10_000
 ACCEPTED = 0.85
 
@@ -45,3 +47,16 @@ def test_only_what_is_accepted_becomes_the_reference(kept: Path) -> None:
 def test_what_nobody_could_measure_fails(kept: Path) -> None:
     unanswered = [Judged(Question("kind", "What is not there?", {}), ())]
     assert not gate(unanswered, accept=False, kept=kept)
+
+
+def test_the_evaluation_never_goes_without_what_it_is_compared_with() -> None:
+    told = subprocess.run(
+        ["make", "--dry-run", "--always-make", "eval"],  # noqa: S607  # as a developer calls it
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    assert "requirements/rivals.txt" in told
+    assert told.index("requirements/rivals.txt") < told.index("evaluate.py")
