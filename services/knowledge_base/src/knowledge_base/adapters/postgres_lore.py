@@ -69,9 +69,7 @@ class PostgresLore:
         """
         async with self._database.connection() as connection:
             await self._lock(connection, collection)
-            await connection.execute(
-                f"SET statement_timeout TO {round(_WRITE_SECONDS * 1000)}"
-            )
+            await connection.execute(f"SET statement_timeout TO {round(_WRITE_SECONDS * 1000)}")
             # The pool gives up the lock and the setting when the connection goes back to it.
             yield _PostgresIngestSession(connection, collection)
 

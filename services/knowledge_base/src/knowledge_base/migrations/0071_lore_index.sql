@@ -1,4 +1,4 @@
--- An index of the vectors of lore, made when there is much of it and dropped when there no longer is.
+-- An index of the vectors of lore, made when there is much of it, dropped when there no longer is.
 --
 -- The service owns nothing, so it asks these functions, which run as the owner, after each ingest.
 -- They take no parameter: what is indexed, from when on, and how, is decided here. What is built is
@@ -40,7 +40,8 @@ AS $$
     SELECT p_dimensions <= 4000 AND EXISTS (
         SELECT FROM pg_extension e
         WHERE e.extname = 'vector'
-            AND (string_to_array(substring(e.extversion FROM '^\d+\.\d+'), '.')::integer[]) >= '{0,8}'
+            AND string_to_array(substring(e.extversion FROM '^\d+\.\d+'), '.')::integer[]
+                >= '{0,8}'
     );
 $$;
 
@@ -98,8 +99,8 @@ EXCEPTION WHEN lock_not_available THEN
 END $$;
 
 -- index_next_embedding of migration 0051, which leaves out an index that the next vectors are too
--- long for. The next vectors are put into their index as they are filled in, so that searches are as
--- fast after a change of the model as before.
+-- long for. The next vectors are put into their index as they are filled in, so that searches are
+-- as fast after a change of the model as before.
 CREATE OR REPLACE FUNCTION index_next_embedding() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = knowledge_base, public, pg_temp

@@ -1,5 +1,5 @@
--- Searches of much lore by meaning ask its index (migration 0071), and are completed by the words of
--- the query.
+-- Searches of much lore by meaning ask its index (migration 0071), and are completed by the words
+-- of the query.
 
 -- The passages nearest to a vector as the index tells, at most p_count (1 to 1000), best first but
 -- for what rounding to half precision exchanges; with exact cosines. Fewer than p_count where the
@@ -17,8 +17,11 @@ AS $$
 BEGIN
     -- Not in the head of the function: an older pgvector knows no such setting. Both end with the
     -- transaction, which is this search's alone.
-    PERFORM set_config('hnsw.iterative_scan', 'relaxed_order', true),
-        set_config('hnsw.ef_search', least(1000, greatest(lore_index_effort(), p_count))::text, true);
+    PERFORM
+        set_config('hnsw.iterative_scan', 'relaxed_order', true),
+        set_config(
+            'hnsw.ef_search', least(1000, greatest(lore_index_effort(), p_count))::text, true
+        );
     RETURN QUERY EXECUTE format(
         'SELECT c.chunk_id, -(c.embedding <#> $1) FROM knowledge_base.document_chunks c'
         ' WHERE $2 IS NULL OR c.collection = ANY ($2)'
@@ -65,8 +68,8 @@ BEGIN
 END $$;
 
 -- Finds passages by meaning, or by meaning and words, with the index of lore; best first. Ways of
--- reckoning and order are those of search_passages in migration 0011. Returns no row where the index
--- gives too few passages, as under a filter that lets few of the near ones pass.
+-- reckoning and order are those of search_passages in migration 0011. Returns no row where the
+-- index gives too few passages, as under a filter that lets few of the near ones pass.
 --
 -- The answer is that of weighing every passage, as far as the index knows the nearest ones: those
 -- are scored in full. Every other passage is no nearer than the last of them. Words that few
@@ -101,8 +104,9 @@ DECLARE
     v_mean_length double precision;
     -- As in ranked_passages_of_many.
     v_pool integer := CASE WHEN p_per_section < p_limit THEN 4 * p_limit + 20 ELSE p_limit END;
-    -- Twice the pool, so that the last of the near ones is worth less than what is looked for.
-    v_wanted integer := least(1000, greatest(lore_index_effort(), 2 * v_pool));
+    -- Twelve for each place, so that the last of the near ones is worth less than what is looked
+    -- for, and the index misses few of those that are; and twice the pool, to cut by section.
+    v_wanted integer := least(1000, greatest(lore_index_effort(), 12 * p_limit, 2 * v_pool));
     v_near bigint[];
     v_near_cosines double precision[];
     -- What a passage that is not near can have for its cosine, at most.
@@ -110,7 +114,7 @@ DECLARE
     -- Passages that have a word from which on it is not read whole at once.
     v_many constant integer := 2000;
     -- Passages beside the near ones that are scored in full, at most.
-    v_most constant integer := 1200;
+    v_most constant integer := 2000;
     v_rare text[];
     v_rare_idf double precision[];
     v_other text[];
