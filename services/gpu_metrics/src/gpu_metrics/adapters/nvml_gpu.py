@@ -1,7 +1,7 @@
 """One GPU of the host: its thread, what it said last, and how its driver behaves."""
 
 import asyncio
-import itertools
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -141,19 +141,17 @@ class NvmlGpu:
         for ring in self._device.rings.values():
             if not ring.samples:
                 continue
-            moments = [taken for taken, _ in ring.samples]
+            moments, values = zip(*ring.samples, strict=True)
+            offsets = (moment - moments[0], *map(operator.sub, moments[1:], moments))
+            if min(offsets) < 0:
+                # The clock was set back.
+                offsets = tuple(max(0, offset) for offset in offsets)
             series.append(
                 SampleSeries(
                     gpu_index=self.index,
                     metric=ring.metric,
-                    offset_microseconds=(
-                        max(0, moment - moments[0]),
-                        *(
-                            max(0, later - earlier)
-                            for earlier, later in itertools.pairwise(moments)
-                        ),
-                    ),
-                    values=tuple(value for _, value in ring.samples),
+                    offset_microseconds=offsets,
+                    values=values,
                 )
             )
             ring.samples.clear()

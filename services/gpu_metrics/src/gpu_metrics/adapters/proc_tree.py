@@ -2,9 +2,12 @@
 
 import re
 import stat
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from gpu_metrics.domain.cgroup_path import ControlGroup, parse_control_groups
 from gpu_metrics.domain.plain_text import plain_text
@@ -14,6 +17,14 @@ __all__ = ["ProcTree", "ProcessFacts"]
 _MAXIMUM_BYTES = 1024 * 1024
 _LISTENING = "0A"
 _ANCESTORS = 8
+# The kernel walks all its tables for a list of sockets, 5 ms and more of CPU each; so one is shared
+# by the processes of a network for as long as a look at all of them takes.
+_TABLE_SECONDS = 2.0
+# A process that listens goes on doing so, as far as servers go.
+_LISTENER_SECONDS = 60.0
+_MOST_REMEMBERED = 1024
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -30,8 +41,15 @@ class ProcessFacts:
 class ProcTree:
     """A /proc, of this machine or, mounted elsewhere, of the host around a container."""
 
-    def __init__(self, root: Path = Path("/proc")) -> None:
+    def __init__(
+        self, root: Path = Path("/proc"), *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._root = root
+        self._monotonic = monotonic
+        # By network, the listening sockets' inodes and ports, and until when they are believed.
+        self._tables: dict[str, tuple[float, dict[int, int]]] = {}
+        # By process and its start, the port it was found to listen on, and likewise.
+        self._listeners: dict[tuple[int, str], tuple[float, int]] = {}
 
     def describe(self, process_id: int) -> ProcessFacts:
         """Return what can be read of a process, without raising."""
@@ -57,15 +75,48 @@ class ProcTree:
     def listens_on(self, process_id: int, ports: set[int]) -> int:
         """Return the port of `ports` on which the process or an ancestor listens, 0 for none.
 
-        More than one answer is none: which it is would be a guess.
+        More than one answer is none: which it is would be a guess. A port that was found is
+        believed for a minute.
         """
+        now = self._monotonic()
         with suppress(OSError):
-            inodes = self._listening_inodes(process_id, ports)
+            key = (process_id, self._started(process_id))
+            until, known = self._listeners.get(key, (0.0, 0))
+            if known in ports and now < until:
+                return known
+            inodes = {
+                inode: port
+                for inode, port in self._table_of(process_id, now).items()
+                if port in ports
+            }
             for ancestor in self._with_ancestors(process_id) if inodes else ():
                 found = {inodes[inode] for inode in self._sockets(ancestor) if inode in inodes}
+                if len(found) == 1:
+                    (port,) = found
+                    if key[1]:
+                        _remember(self._listeners, key, (now + _LISTENER_SECONDS, port))
+                    return port
                 if found:
-                    return found.pop() if len(found) == 1 else 0
+                    return 0
         return 0
+
+    def _started(self, process_id: int) -> str:
+        """Return when the process started, which tells it from a later one of its number."""
+        after_name = _read(self._root / str(process_id) / "stat").rpartition(")")[2].split()
+        # Field 22 of proc(5), of which two come before these.
+        return after_name[19] if len(after_name) > 19 else ""
+
+    def _table_of(self, process_id: int, now: float) -> dict[int, int]:
+        """Return the listening sockets of the process's network, as read a moment ago."""
+        try:
+            network = str((self._root / str(process_id) / "ns/net").readlink())
+        except OSError:
+            return self._listening_inodes(process_id)
+        until, table = self._tables.get(network, (0.0, {}))
+        if now >= until:
+            table = self._listening_inodes(process_id)
+            _remember(self._tables, network, (now + _TABLE_SECONDS, table))
+        return table
 
     def _visible_devices(self, directory: Path) -> str | None:
         with suppress(OSError):
@@ -75,7 +126,7 @@ class ProcTree:
                     return value
         return None
 
-    def _listening_inodes(self, process_id: int, ports: set[int]) -> dict[int, int]:
+    def _listening_inodes(self, process_id: int) -> dict[int, int]:
         """Return ports by the inodes of listening sockets, in the process's network."""
         inodes: dict[int, int] = {}
         for name in ("tcp", "tcp6"):
@@ -86,9 +137,7 @@ class ProcTree:
                     if len(fields) < 10 or fields[3] != _LISTENING:
                         continue
                     with suppress(ValueError):
-                        port = int(fields[1].rpartition(":")[2], 16)
-                        if port in ports:
-                            inodes[int(fields[9])] = port
+                        inodes[int(fields[9])] = int(fields[1].rpartition(":")[2], 16)
         return inodes
 
     def _with_ancestors(self, process_id: int) -> list[int]:
@@ -112,6 +161,12 @@ class ProcTree:
                     if found:
                         inodes.add(int(found[1]))
         return inodes
+
+
+def _remember(known: dict[_Key, _Value], key: _Key, value: _Value) -> None:
+    if len(known) >= _MOST_REMEMBERED:
+        known.clear()
+    known[key] = value
 
 
 def _read(path: Path) -> str:
