@@ -10,6 +10,7 @@ from typing import Any
 import grpc.aio
 
 from gaming.gpu_metrics.v1 import gpu_metrics_pb2, gpu_metrics_pb2_grpc
+from gpu_metrics import wire
 from gpu_metrics.adapters.collector_link import CollectorLink
 from gpu_metrics.domain.gpu_events import GpuEventKind, ObservedEvent
 from gpu_metrics.domain.readings import GpuReading, Host, HostReport
@@ -294,6 +295,25 @@ async def offer_one_by_one(
         received = len(collector.received)
         link.offer(sampled(number))
         await collector.has_received(received + 1)
+
+
+async def test_samples_of_a_report_that_is_replaced_go_with_the_newer_one() -> None:
+    collector = ScriptedCollector()
+    async with linked(collector) as link:
+        await offer_one_by_one(link, collector, 1)
+        for number in (2, 3, 4):
+            link.offer(sampled(number))
+        collector.acknowledging.set()
+        async with asyncio.timeout(20):
+            await link.delivered()
+    _, newest = map(wire.report_from_message, collector.received)
+    (series,) = newest.series
+    assert newest.host.instance_type == "4"
+    assert (series.values, series.offset_microseconds) == (
+        (2, 3, 4),
+        (2_000_000, 1_000_000, 1_000_000),
+    )
+    assert link.replaced_reports == 2
 
 
 async def test_a_collector_that_leaves_out_answers_is_asked_for_every_fifth() -> None:
