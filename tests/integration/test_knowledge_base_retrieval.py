@@ -198,6 +198,38 @@ async def test_pruning_frequent_words_changes_nothing(
         assert await found(PRUNE_ALL) == await found(PRUNE_NONE)
 
 
+async def test_a_frequent_word_counts_for_the_few_that_can_come_first(
+    running: RunningKnowledgeBase,
+) -> None:
+    texts = ["lamp " * (1 + number % 3) + f"w{number}x" for number in range(120)]
+    await ingest(running, {f"{number}.md": text for number, text in enumerate(texts)})
+    embedder = HashEmbedder()
+    for mode in ("keyword", "hybrid"):
+        for number in (5, 6, 7):
+            query = f"lamp w{number}x"
+            rows = [
+                await running.database.fetch(
+                    RETRIEVAL_QUERIES.search_passages,
+                    query,
+                    encode_vector(await embedder.embed_query(query)) if mode == "hybrid" else None,
+                    mode,
+                    None,
+                    1,
+                    1,
+                    0,
+                    0.5,
+                    0.9,
+                    0.4,
+                    frequent_from,
+                    embedder.model,
+                )
+                for frequent_from in (PRUNE_ALL, PRUNE_NONE)
+            ]
+            (pruned,), (whole,) = rows
+            assert pruned["path"] == whole["path"] == f"{number}.md"
+            assert pruned["keyword_score"] == pytest.approx(whole["keyword_score"])
+
+
 async def test_the_same_search_gives_the_same_answer_on_equal_scores(
     running: RunningKnowledgeBase,
 ) -> None:
