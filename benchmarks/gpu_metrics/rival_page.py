@@ -41,6 +41,8 @@ class Polls:
             due = time.monotonic()
             while True:
                 if not self.away:
+                    # One that is asked for before an outage is none of the outage.
+                    self.polled_at.append(time.time())
                     async with session.get(url) as response:
                         page = await response.text()
                     self._take(page, time.time())
@@ -49,7 +51,6 @@ class Polls:
 
     def _take(self, page: str, now: float) -> None:
         self.page, self.page_bytes = page, len(page)
-        self.polled_at.append(now)
         poll = []
         for name, index, value in _PAGE.findall(page):
             if name == "memory_used_MiB":
