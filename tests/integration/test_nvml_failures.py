@@ -5,7 +5,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -188,6 +188,21 @@ async def test_no_sample_is_taken_twice_and_none_is_left_out(
     steps = {later - earlier for earlier, later in itertools.pairwise(moments)}
     assert len(moments) > 20
     assert steps == {20_000}
+
+
+async def test_samples_that_lie_ahead_of_a_clock_that_was_set_back_are_of_this_moment(
+    gpus: NvmlGpus, clock: FakeClock
+) -> None:
+    await gpus.read_gpus()
+    await asyncio.sleep(0.1)
+    await clock.advance(1)
+    await gpus.read_gpus()
+    taken = gpus.take_series(datetime.now(UTC) - timedelta(hours=1))
+    (power, _) = (each for each in taken if each.metric is FleetMetric.GPU_POWER_MILLIWATTS)
+    first, *steps = power.offset_microseconds
+    assert first == 0
+    assert steps
+    assert min(steps) >= 0
 
 
 @pytest.mark.parametrize(
