@@ -139,6 +139,34 @@ async def test_a_gpu_that_answers_a_new_process_is_taken_back_and_no_sample_of_a
     assert readings.steps == {PERIOD_MICROSECONDS}
 
 
+async def test_no_xid_that_waits_is_missed_when_the_library_starts_anew(
+    gpus: NvmlGpus, driver: FakeDriver, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/true")
+    readings = Readings(gpus, clock)
+    waits = driver.own_calls("nvmlEventSetWait_v2")
+    await readings.read()
+    async with asyncio.timeout(WAIT_SECONDS):
+        while driver.own_calls("nvmlEventSetWait_v2") == waits:  # noqa: ASYNC110  # nothing to await
+            await asyncio.sleep(0.01)
+    # The driver hands over more slowly than errors come, so that some always wait.
+    driver.add("gpu 1 lost\ndriver latency nvmlEventSetWait_v2 3000")
+    await readings.until(lost=True)
+    shut_down = driver.own_calls("nvmlShutdown")
+    told = 0
+    async with asyncio.timeout(WAIT_SECONDS):
+        while driver.own_calls("nvmlShutdown") == shut_down:
+            lines = [f"event {told + each} gpu 0 xid {told + each}" for each in range(1, 5)]
+            driver.add("\n".join(lines))
+            told += 4
+            await readings.read()
+        codes: list[int] = []
+        while told not in codes:
+            codes += [event.xid for event in await gpus.next_events() if event.xid]
+    # One may be told by the sets of before and after the loss.
+    assert list(dict.fromkeys(codes)) == list(range(1, told + 1))
+
+
 async def test_samples_of_a_gpu_that_fell_off_the_bus_are_still_told(
     gpus: NvmlGpus, driver: FakeDriver, clock: FakeClock
 ) -> None:

@@ -39,6 +39,7 @@ static struct record *records = own_records;
 static pthread_once_t opened = PTHREAD_ONCE_INIT;
 static pthread_mutex_t driver_lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int initialized;
+static atomic_uint shutdowns;
 static atomic_char losses[MAXIMUM_GPUS];
 
 /* A hang looks at the scenario this often and gives up after a minute, should a test forget it. */
@@ -144,9 +145,12 @@ int begin(struct answer *answer, enum call call) {
     if (!is_init && initialized == 0) return UNINITIALIZED;
     if (call == CALL_nvmlShutdown && atomic_fetch_sub(&initialized, 1) == 1) {
         for (unsigned int index = 0; index < MAXIMUM_GPUS; index++) losses[index] = 0;
+        atomic_fetch_add(&shutdowns, 1);
     }
     return code;
 }
+
+unsigned int shutdown_count(void) { return shutdowns; }
 
 int is_lost(const struct answer *answer, unsigned int index) {
     if (answer->scenario->gpus[index].lost) losses[index] = 1;

@@ -7,6 +7,7 @@
 struct event_set {
     unsigned long long registered_serials[MAXIMUM_GPUS]; /* the last event handed out, by device */
     char registered[MAXIMUM_GPUS];
+    unsigned int shutdowns; /* of the library when the set was made: it ends with the library */
 };
 
 static int has_happened(const struct answer *answer, const struct event *event) {
@@ -19,6 +20,7 @@ int nvmlEventSetCreate(void **set) {
     if (code == SUCCESS) {
         *set = calloc(1, sizeof(struct event_set));
         if (!*set) code = UNKNOWN;
+        else ((struct event_set *)*set)->shutdowns = shutdown_count();
     }
     return end(&answer, code);
 }
@@ -71,6 +73,10 @@ int nvmlEventSetWait_v2(void *handle, struct event_data *data, unsigned int time
     long long until = now_microseconds() + timeout_milliseconds * 1000ll;
     int code = begin(&answer, CALL_nvmlEventSetWait_v2);
     while (code == SUCCESS) {
+        if (set->shutdowns != shutdown_count()) {
+            code = INVALID_ARGUMENT;
+            break;
+        }
         const struct event *event = next_event(&answer, set);
         if (event) {
             set->registered_serials[event->gpu] = event->serial;

@@ -148,6 +148,8 @@ struct answer {
 int begin(struct answer *answer, enum call call);
 int begin_on(struct answer *answer, enum call call, void *device);
 /* As above for a part of a call that has a name of its own, such as a field or a clock. */
+/* How often the library ended in this process; what belonged to an earlier run of it is invalid. */
+unsigned int shutdown_count(void);
 /* Whether this process finds the GPU lost; a driver that keeps losses says so until it starts anew. */
 int is_lost(const struct answer *answer, unsigned int index);
 int begin_part(struct answer *answer, const char *part);
