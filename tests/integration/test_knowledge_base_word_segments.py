@@ -39,6 +39,8 @@ FROM knowledge_base.{}(
     $20, $21, $22, $23, $24, $25, $26
 )
 """
+# The last argument says how many of the first are to be sure.
+RECALL_CANDIDATES = RECALL.replace("$26", "$26, $27")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,13 @@ def asked(rng: random.Random, seed: int) -> list[Any]:
     ]
 
 
-async def recalled(world: LongWorld, function: str, arguments: list[Any]) -> list[Any]:
+async def recalled(
+    world: LongWorld, function: str, arguments: list[Any], statement: str = RECALL
+) -> list[Any]:
     """The answer; of scores that are equal but for the order of summing, the later event first."""
-    rows = await world.running.database.fetch(RECALL.format(function), world.world_id, *arguments)
+    rows = await world.running.database.fetch(
+        statement.format(function), world.world_id, *arguments
+    )
     return sorted(rows, key=lambda row: (-round(row["score"], 12), -row["sequence"]))
 
 
@@ -155,6 +161,32 @@ async def test_a_recall_from_segments_is_the_one_from_postings(long_world: LongW
         assert [row["sequence"] for row in found] == [row["sequence"] for row in expected]
         for ours, theirs in zip(found, expected, strict=True):
             assert tuple(ours) == pytest.approx(tuple(theirs), rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("more", [0, 10, 50])
+async def test_of_candidates_the_first_are_sure_and_as_many_come_as_pass(
+    long_world: LongWorld, more: int
+) -> None:
+    rng = random.Random(23 + more)  # noqa: S311  # repeatable, not secret
+    for seed in range(30):
+        arguments = asked(rng, seed)
+        sure = arguments[2]
+        everything = await recalled(
+            long_world, "recall_from_postings", [*arguments[:2], EVENTS, *arguments[3:]]
+        )
+        wider = [*arguments[:2], sure + more, *arguments[3:], sure]
+
+        found = await recalled(long_world, "recall_story_events", wider, RECALL_CANDIDATES)
+
+        assert len(found) == min(sure + more, len(everything))
+        # By scores: of two that are equal but for the order of summing, either may be the last.
+        assert [row["score"] for row in found[:sure]] == pytest.approx(
+            [row["score"] for row in everything[:sure]], rel=1e-12
+        )
+        scores = {row["sequence"]: row["score"] for row in everything}
+        assert [row["score"] for row in found] == pytest.approx(
+            [scores[row["sequence"]] for row in found], rel=1e-12
+        )
 
 
 async def test_other_weights_of_neighbours_are_kept_to(long_world: LongWorld) -> None:

@@ -25,7 +25,7 @@ def memory(relevance: float, cosine: float, text: str = "A bell rang.") -> Recal
 def test_more_candidates_than_memories_are_asked_for_and_no_neighbours() -> None:
     query = RecallQuery("a bell", limit=10, neighbours=2)
     candidates = recall_candidates(query)
-    assert (candidates.limit, candidates.neighbours) == (20, 0)
+    assert (candidates.limit, candidates.sure, candidates.neighbours) == (20, 10, 0)
     assert candidates.text == query.text
 
 

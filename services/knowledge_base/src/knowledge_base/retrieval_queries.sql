@@ -9,7 +9,7 @@ SELECT f.*, (
 ) AS codes
 FROM knowledge_base.recall_story_events(
     $1, $2, knowledge_base.embedded_with($27, $3), $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
-    $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26
+    $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $29
 ) AS f
 
 -- name: nearest_story_events

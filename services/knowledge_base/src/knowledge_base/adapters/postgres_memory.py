@@ -285,6 +285,7 @@ class PostgresMemory:
             *parameters.normalised_weights,
             model,
             reranker,
+            query.limit if query.sure is None else query.sure,
         )
         return [_recalled(row) for row in rows]
 

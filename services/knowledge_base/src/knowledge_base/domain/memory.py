@@ -113,6 +113,8 @@ class RecallQuery:
         weights: of relevance, recency and importance, in place of the settings'; see
             `RecallParameters`.
         neighbours: how many events before and after each one come with it.
+        sure: how many of the first are known to be the first of the world; the others are the best
+            of what was looked at for that. None: all.
     """
 
     text: str
@@ -125,6 +127,7 @@ class RecallQuery:
     as_of_record_time: datetime | None = None
     weights: tuple[float, float, float] | None = None
     neighbours: int = 0
+    sure: int | None = None
 
     @classmethod
     def of(

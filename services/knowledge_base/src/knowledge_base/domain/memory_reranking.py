@@ -16,8 +16,11 @@ _MET_SLOPE, _MET_START = 0.88, -0.1
 
 
 def recall_candidates(query: RecallQuery) -> RecallQuery:
-    """Returns the recall of what may come among the memories asked for, without neighbours."""
-    return replace(query, limit=query.limit + _MORE, neighbours=0)
+    """Returns the recall of what may come among the memories asked for, without neighbours.
+
+    The memories beyond those need not be the next best of the world.
+    """
+    return replace(query, limit=query.limit + _MORE, neighbours=0, sure=query.limit)
 
 
 def rerank_memories(
