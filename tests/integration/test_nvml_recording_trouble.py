@@ -154,11 +154,12 @@ def latencies(driver: FakeDriver, *statements: str) -> tuple[float, float]:
 def test_a_driver_that_does_one_thing_at_a_time_shows_when_two_threads_ask(
     driver: FakeDriver,
 ) -> None:
-    alone, at_once = latencies(driver, "driver latency all 1000", "driver serialized")
-    assert at_once > 1.5 * alone
+    alone, at_once = latencies(driver, "driver latency all 8000", "driver serialized")
+    # Long calls: what the machine adds to one is little beside them.
+    assert at_once > 1.3 * alone
     driver.write(TWO_GPUS)
-    alone, at_once = latencies(driver, "driver latency all 1000")
-    assert at_once < 1.5 * alone
+    alone, at_once = latencies(driver, "driver latency all 8000")
+    assert at_once < 1.3 * alone
 
 
 def test_calls_of_two_threads_are_kept_apart_and_not_played(driver: FakeDriver) -> None:
