@@ -156,13 +156,13 @@ def test_a_driver_that_does_one_thing_at_a_time_shows_when_two_threads_ask(
 ) -> None:
     # On a busy machine the two may come to ask in turn by themselves; then they are asked again.
     ratios: list[float] = []
-    while len(ratios) < 5 and max(ratios, default=0.0) < 1.3:
+    while len(ratios) < 5 and max(ratios, default=0.0) < 1.5:
         alone, at_once = latencies(driver, "driver latency all 8000", "driver serialized")
         ratios.append(at_once / alone)
-    assert max(ratios) > 1.3
+    assert max(ratios) > 1.5
     driver.write(TWO_GPUS)
     alone, at_once = latencies(driver, "driver latency all 8000")
-    assert at_once < 1.3 * alone
+    assert at_once < 1.5 * alone
 
 
 def test_calls_of_two_threads_are_kept_apart_and_not_played(driver: FakeDriver) -> None:

@@ -1,13 +1,12 @@
--- A recall that is reranked takes no longer than one that is not: the memories beyond those asked for
--- come as they were found.
+-- A recall that is reranked scores no more events than one that is not: the memories beyond those asked
+-- for come as they were found.
 --
 -- Reranking wants ten more than are given. To be sure of these too, more events were scored and more
--- blocks weighed, a sixth of the database's time in worlds of 5,000 events. But they only have to be
--- good: what is scored to be sure of the first is at hand, and the next best of it are those.
+-- blocks weighed. But they only have to be good: what is scored to be sure of the first is at hand, and the next best of it are those.
 
 -- recall_from_segments of migration 0064, which serves the version before this one. Of the p_limit
 -- events that it gives, the first p_sure are the first of the world; p_sure <= p_limit <= p_sure + 10
--- costs no more than p_limit = p_sure.
+-- looks at no more than p_limit = p_sure.
 CREATE FUNCTION recall_from_segments(
     p_world uuid, p_count double precision, p_segmented bigint,
     p_query text, p_embedding vector, p_limit integer,
