@@ -27,6 +27,7 @@ from knowledge_base.domain.lore import (
     SearchQuery,
     SearchResult,
 )
+from knowledge_base.domain.text import words_apart
 from knowledge_base.ports import DocumentVersion, IngestSession, TextCodes, Vector
 from servicekit.clock import Clock
 from servicekit.errors import ServiceError
@@ -149,7 +150,7 @@ class PostgresLore:
     ) -> list[Any]:
         return await self._database.fetch(
             RETRIEVAL_QUERIES.search_passages,
-            query.text,
+            words_apart(query.text),
             None if embedding is None else encode_vector(embedding),
             query.mode.value,
             list(query.collections) or None,
@@ -255,7 +256,7 @@ class _PostgresIngestSession:
                 "start_line": chunk.start_line,
                 "end_line": chunk.end_line,
                 "text": chunk.text,
-                "search_text": chunk.search_text,
+                "search_text": words_apart(chunk.search_text),
             }
             for chunk in document.chunks
         ]

@@ -27,6 +27,7 @@ from knowledge_base.domain.memory import (
     StoryEvent,
     World,
 )
+from knowledge_base.domain.text import words_apart
 from knowledge_base.ports import RequestKey, TextCodes, Vector
 from messaging.inbox import first_time
 from messaging.outbox import enqueue
@@ -260,7 +261,7 @@ class PostgresMemory:
         rows = await self._database.fetch(
             RETRIEVAL_QUERIES.recall_story_events,
             world_id,
-            clues.words or clues.text,
+            words_apart(clues.words or clues.text),
             encode_vector(embedding),
             query.limit,
             query.start_time,
@@ -344,7 +345,7 @@ async def _append(
             "participants": event.participants,
             "occur_time": (event.occur_time or key.now).isoformat(),
             "importance": event.importance,
-            "search_text": event.search_text,
+            "search_text": words_apart(event.search_text),
         }
         for event_id, event in events
     ]

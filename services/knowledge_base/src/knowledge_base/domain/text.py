@@ -1,5 +1,6 @@
-"""What text may be stored, and how names are compared."""
+"""What text may be stored, how its words are told apart, and how names are compared."""
 
+import re
 import unicodedata
 import uuid
 from collections.abc import Iterable
@@ -7,10 +8,20 @@ from collections.abc import Iterable
 from knowledge_base.domain.errors import InvalidIdentifier, InvalidText
 from servicekit.errors import FieldViolation
 
-__all__ = ["SHARED_WORLD", "check_text", "check_texts", "normalise_name", "parse_world_id"]
+__all__ = [
+    "SHARED_WORLD",
+    "check_text",
+    "check_texts",
+    "normalise_name",
+    "parse_world_id",
+    "words_apart",
+]
 
 # The world whose concepts every world sees; callers write it as an empty id.
 SHARED_WORLD = uuid.UUID(int=0)
+
+# The same as the function words_apart of migration 0074.
+_GLUE = re.compile(r"/|[-+](?=[0-9])")
 
 
 def check_text(field: str, text: str) -> str:
@@ -32,6 +43,15 @@ def check_text(field: str, text: str) -> str:
 def check_texts(field: str, texts: Iterable[str]) -> tuple[str, ...]:
     """Returns the texts when each can be stored; see `check_text`."""
     return tuple(check_text(f"{field}[{index}]", text) for index, text in enumerate(texts))
+
+
+def words_apart(text: str) -> str:
+    """Returns the text as its words are looked up: blanks for slashes and for signs of numbers.
+
+    PostgreSQL's parser takes "day/night" for the path of a file and the end of "pier-7" for a
+    negative number, so that neither "night" nor "pier 7" would find them.
+    """
+    return _GLUE.sub(" ", text)
 
 
 def normalise_name(field: str, name: str) -> str:
