@@ -130,6 +130,20 @@ async def test_the_vectors_that_come_along_are_the_embedders(model: OnnxEmbedder
     assert np.allclose(prepared.vectors, await model.embed_documents(texts), atol=1e-5)
 
 
+async def test_what_answers_one_of_two_questions_scores_nearly_as_if_it_were_asked_alone(
+    model: OnnxEmbedder,
+) -> None:
+    reranker = LateInteraction(model)
+    tarred, rung = "Boats are tarred before the winter.", "The bell is rung when the tide turns."
+    codes = (await reranker.prepare([tarred, rung, "The wardens mend the sea walls."])).codes
+    boats, bell = "When are the boats tarred", "why is the bell rung?"
+    of_boats, of_bell = await reranker.score(boats, codes), await reranker.score(bell, codes)
+    both = await reranker.score(f"{boats}, and {bell}", codes)
+    assert both[0] > 0.75 * of_boats[0]
+    assert both[1] > 0.75 * of_bell[1]
+    assert both[2] < 0.5 * min(both[:2])
+
+
 async def test_forgotten_queries_are_read_again(model: OnnxEmbedder) -> None:
     reranker = LateInteraction(model)
     codes = (await reranker.prepare(["The bell is rung at dusk."])).codes

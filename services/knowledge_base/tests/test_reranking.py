@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from knowledge_base.domain.late_interaction import COARSE, FINE, met_share, rarity_weights
+from knowledge_base.domain.late_interaction import (
+    COARSE,
+    FINE,
+    met_share,
+    rarity_weights,
+    weights_of_parts,
+)
 from knowledge_base.domain.lore import Citation, RankingParameters, SearchQuery, SearchResult
 from knowledge_base.domain.reranking import rerank, reranked_candidates
 
@@ -93,6 +99,25 @@ def test_a_rare_token_met_counts_more_than_a_frequent_one() -> None:
         [FINE.encode(query[:1]), FINE.encode(query[1:])],
     )
     assert rare > frequent + 0.2
+
+
+def test_of_two_questions_a_passage_needs_to_meet_one() -> None:
+    query = unit_vectors(1, 6)
+    weights = np.ones(6, dtype=np.float32)
+    starts = np.array([0, 4, 9, 14, 20, 25])
+    halves = [FINE.encode(query[:3]), FINE.encode(query[3:]), FINE.encode(query[1:5])]
+    as_one = met_share(query, weights, halves)
+    in_parts = met_share(query, weights_of_parts(weights, starts, [(0, 13), (14, 30)]), halves)
+    assert max(as_one) < 0.6
+    assert in_parts[0] > 0.85
+    assert in_parts[1] > 0.85
+    assert in_parts[2] < 0.7
+
+
+def test_a_part_beyond_what_is_read_is_left_out() -> None:
+    weights = np.array([1, 2], dtype=np.float32)
+    rows = weights_of_parts(weights, np.array([0, 5]), [(0, 9), (10, 20)])
+    assert rows.tolist() == [[1, 2]]
 
 
 @given(st.lists(st.integers(1, 30_522), min_size=2, max_size=9))

@@ -7,7 +7,14 @@ import numpy as np
 
 from knowledge_base.adapters.minilm_weights import MODEL_NAME
 from knowledge_base.adapters.onnx_embedder import OnnxEmbedder
-from knowledge_base.domain.late_interaction import FINE, TokenCodes, met_share, rarity_weights
+from knowledge_base.domain.late_interaction import (
+    FINE,
+    TokenCodes,
+    met_share,
+    rarity_weights,
+    weights_of_parts,
+)
+from knowledge_base.domain.question_parts import question_parts
 from knowledge_base.ports_reranker import PreparedPassages
 
 __all__ = ["RERANKER", "LateInteraction"]
@@ -55,9 +62,14 @@ class LateInteraction:
         )
 
     async def score(self, query: str, passages: Sequence[bytes]) -> list[float]:
-        """Returns the share of the query that each passage meets, 0..1, from their codes."""
+        """Returns the share of the query that each passage meets, 0..1, from their codes.
+
+        A query that asks for several things is met by what meets one of them.
+        """
         reading = await self._model.read_query(query)
-        weights = rarity_weights(reading.ranks)
+        weights = weights_of_parts(
+            rarity_weights(reading.ranks), reading.starts, question_parts(query)
+        )
         components = sum(map(len, passages)) * 8 // self._form.bits
         if len(reading.tokens) * components <= _DONE_AT_ONCE:
             return met_share(reading.tokens, weights, passages, self._form)

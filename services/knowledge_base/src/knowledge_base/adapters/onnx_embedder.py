@@ -45,11 +45,13 @@ class Reading:
             [count, 128].
         ranks: of its tokens by frequency in the model's vocabulary, shape [count]; single
             characters share the rank of the most frequent word, 1.
+        starts: where its tokens begin in the text, in characters, shape [count].
     """
 
     vector: NDArray[np.float32]
     tokens: NDArray[np.float32]
     ranks: NDArray[np.int64]
+    starts: NDArray[np.int64]
 
 
 class OnnxEmbedder:
@@ -239,7 +241,8 @@ def _infer(session: onnxruntime.InferenceSession, encodings: Sequence[Encoding])
     for row, encoding in enumerate(encodings):
         inner = slice(1, len(encoding.ids) - 1)
         ranks = np.maximum(1, ids[row, inner] - _FIRST_WORD + 1)
-        readings.append(Reading(vectors[row].copy(), tokens[row, inner].copy(), ranks))
+        starts = np.array([start for start, _ in encoding.offsets[inner]], dtype=np.int64)
+        readings.append(Reading(vectors[row].copy(), tokens[row, inner].copy(), ranks, starts))
     return readings
 
 
