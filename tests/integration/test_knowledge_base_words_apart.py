@@ -29,6 +29,7 @@ EVENTS = 1_117
 PARTED = {
     260: ("The ferry runs day/night from pier-7.", ["Mira"]),
     501: ("It was -12 degrees in the mill.", ["Tesh/Onn", "mill"]),
+    700: ("It was cold.", ["Ott/Bram"]),
     1_110: ("Unit-4 came back.", []),
 }
 PASSAGE = "The lamps of pier-7 burn day/night."
@@ -36,7 +37,15 @@ PASSAGE = "The lamps of pier-7 burn day/night."
 OTHERS = ("A bell rang.", "The toll was paid.", "Bram slept.", "Tesh sang.", "Mira left.")
 #: What an event is worth that holds all words of a question and means nothing like it.
 WORDS_ALONE = 0.3
-QUERIES = ("night", "Who was at pier 7?", "12 degrees", "What did Onn see?", "unit 4", "bell")
+QUERIES = (
+    "night",
+    "Who was at pier 7?",
+    "12 degrees",
+    "What did Onn see?",
+    "Ott",
+    "unit 4",
+    "bell",
+)
 # All that a world's words are read from, and those of lore.
 POSTINGS = {
     "story_event_terms": "world_id, term, sequence",

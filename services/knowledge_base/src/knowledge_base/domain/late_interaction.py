@@ -134,7 +134,7 @@ def met_share(
 
     Args:
         query: unit vectors of the query's tokens, shape [count, size].
-        weights: how much each of them counts, at least 0, shape [count]; of a query in parts,
+        weights: how much each of them counts, above 0, shape [count]; of a query in parts,
             shape [parts, count].
         passages: the codes of each passage; 0 for one without tokens.
         form: of the codes.
